@@ -1,0 +1,324 @@
+"""The report: its arithmetic against hand-computed numbers, its honesty, and the page as a file."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from zo_objectives.charts import Axis, Line, decimate, line_chart, spread, tick_labels
+from zo_objectives.errors import InputError
+from zo_objectives.report import summary, write_report
+
+COLUMNS = (
+    "task,model,method,objective,tune,seed,split,metric,value,n,forwards,examples,tokens,seconds,peak_memory_mb,"
+    "parameters,best_step,run"
+)
+HISTORY = "step,forwards,examples,tokens,seconds,objective,tie_rate,validation\n"
+VOID = {"meta", "br", "link", "img", "hr"}
+SCORES = {  # test score of the headline metric, seeds 0, 1, 2
+    "reviews": {
+        "zero-shot": [0.6],
+        "mezo-ce": [0.64, 0.66, 0.68],
+        "ft": [0.80, 0.81, 0.82],
+        "zo": [0.69, 0.71, 0.73],
+    },
+    "topics": {"zero-shot": [0.5], "mezo-ce": [0.51, 0.52, 0.53], "zo": [0.515, 0.525, 0.535]},
+}
+METRICS = {"reviews": "f1_macro", "topics": "exact_match"}
+SHOWN = [
+    {"prompt": "Is it <b>good</b>?", "target": "yes", "before": "no", "after": "<script>alert(1)</script>"},
+    {"prompt": "\u2028" + "long " * 400 + "tail", "target": "yes", "before": "yes", "after": "no"},
+]
+
+
+def rows_of(scores: dict[str, dict[str, list[float]]]) -> pd.DataFrame:
+    """A tidy results table: validation is test plus 0.01, accuracy a tenth above the headline metric."""
+    rows = [
+        [task, "tiny", method, METRICS[task] if method == "zo" else "", "full" if method != "zero-shot" else "", seed]
+        + [split, metric, value + 0.01 * (split == "validation") + 0.1 * (metric == "accuracy"), 1234]
+        + (
+            [0, 0, 0, 0, 50, math.nan, math.nan]
+            if method == "zero-shot"
+            else [1000 + seed, 64000, 9876543, 12.5, 321, 7777, 20]
+        )
+        + [f"runs/{task}/{method}-seed{seed}"]
+        for task, methods in scores.items()
+        for method, values in methods.items()
+        for seed, value in enumerate(values)
+        for split in ("validation", "test")
+        for metric in (METRICS[task], "accuracy")
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS.split(","))
+
+
+def write_run(folder: Path, steps: int = 20) -> None:
+    """A history and predictions: one fixed and one broken."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (
+        f"{t},{t * 25},{t},{t},{t},0.5,{'' if t == 0 else 0.25},{0.6 + t / 400 if t % 10 == 0 else ''}"
+        for t in range(steps + 1)
+    )
+    (folder / "history.csv").write_text(HISTORY + "\n".join(lines) + "\n")
+    rows = [
+        row | {"split": "test", "id": i, "correct_before": i == 1, "correct_after": i == 0} for i, row in enumerate(SHOWN)
+    ]
+    rows.append(rows[0] | {"split": "validation", "prompt": "not of the test split"})
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_folder(folder: Path, scores: dict[str, dict[str, list[float]]] = SCORES) -> Path:
+    """A comparison folder as `compare` leaves it."""
+    results = rows_of(scores)
+    folder.mkdir(parents=True)
+    results.to_csv(folder / "results.csv", index=False)
+    for run in results.loc[results["method"] != "zero-shot", "run"].unique():
+        write_run(folder / run)
+    tasks = {task: {"description": f"the {task}", "metric": METRICS[task], "higher_is_better": True} for task in scores}
+    about = {
+        "command": "zo-objectives compare --seeds 3",
+        "created": "2026-01-02T03:04:05",
+        "versions": {"torch": "9.9"},
+    }
+    about |= {"machine": "2 CPU cores", "tasks": tasks, "notes": ["topics: ft was skipped, it needs labels"]}
+    (folder / "comparison.json").write_text(json.dumps(about))
+    return folder
+
+
+def page(tmp_path: Path, *folders: Path) -> str:
+    """The report on some folders."""
+    return write_report(folders, tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def plain(html: str) -> str:
+    """The text a reader sees, with single spaces."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html.split("</style>")[1])).replace("&#39;", "'")
+
+
+class Balance(HTMLParser):
+    """Fails on a tag closed out of order; remembers attributes and ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen += [(tag, name, value) for name, value in attrs]
+        self.seen.append((tag, "", None))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else at {self.getpos()}"
+
+
+def test_summary_is_mean_deviation_and_gain_by_hand() -> None:
+    rows = summary(rows_of(SCORES)).to_dict("records")
+    table = {(row["task"], row["method"], row["split"], row["metric"]): row for row in rows}
+    zo = table["reviews", "zo", "test", "f1_macro"]
+    assert zo["mean"] == pytest.approx(0.71) and zo["std"] == pytest.approx(0.02) and zo["seeds"] == 3
+    assert zo["gain"] == pytest.approx(0.11) and zo["forwards"] == pytest.approx(1001)
+    assert zo["tokens"] == 9876543 and zo["seconds"] == 12.5 and zo["peak_memory_mb"] == 321
+    zero = table["topics", "zero-shot", "validation", "accuracy"]
+    assert zero["mean"] == pytest.approx(0.61) and math.isnan(zero["std"]) and zero["gain"] == 0
+
+
+def test_summary_orders_methods_and_knows_no_gain_without_zero_shot() -> None:
+    results = rows_of({"reviews": {"other": [0.1], "zo": [0.3], "ft": [0.2]}})
+    table = summary(results)
+    assert list(dict.fromkeys(table["method"])) == ["ft", "zo", "other"]
+    assert table["gain"].isna().all()
+
+
+def test_summary_counts_seeds_that_have_a_number() -> None:
+    table = summary(rows_of({"reviews": {"zo": [0.3, math.nan, 0.5]}}))
+    assert set(table["seeds"]) == {2} and set(table["runs"]) == {3}
+
+
+def test_page_is_balanced_self_contained_and_repeatable(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "out")
+    html = page(tmp_path, folder)
+    parser = Balance()
+    parser.feed(html)
+    parser.close()
+    tags = {tag for tag, _, _ in parser.seen}
+    ids = [value for _, name, value in parser.seen if name == "id"]
+    assert not parser.open and len(ids) == len(set(ids)) == 2
+    assert not tags & {"script", "link", "img", "iframe"} and {"svg", "table", "polyline", "details"} <= tags
+    assert not re.search(r"https?://|src=|@import|url\(", html)
+    assert write_report([folder], tmp_path / "again.html").read_bytes() == (tmp_path / "report.html").read_bytes()
+
+
+def test_page_escapes_what_the_model_wrote(tmp_path: Path) -> None:
+    html = page(tmp_path, write_folder(tmp_path / "out"))
+    assert "<script" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "<b>good" not in html
+
+
+def test_headline_says_what_was_won_and_lost(tmp_path: Path) -> None:
+    text = plain(page(tmp_path, write_folder(tmp_path / "out")))
+    assert "Tuned on macro-F1 with forward passes only: 0.710 ± 0.020 on test, 3 seeds." in text
+    assert "It beats zero-shot (0.600) by 0.110 and cross-entropy MeZO (0.660) by 0.050." in text
+    assert "It loses to backprop fine-tuning (0.810) by 0.100." in text
+    assert "The difference from cross-entropy MeZO (0.520, +0.005) is within the spread of the seeds." in text
+
+
+def test_headline_admits_a_loss_to_zero_shot(tmp_path: Path) -> None:
+    scores = {"reviews": {"zero-shot": [0.6], "zo": [0.50, 0.51, 0.52]}}
+    text = plain(page(tmp_path, write_folder(tmp_path / "out", scores)))
+    assert "It loses to zero-shot (0.600) by 0.090." in text and "beats" not in text and "\N{MINUS SIGN}0.090" in text
+    assert re.search(r'class="best">0\.600', (tmp_path / "report.html").read_text())
+
+
+def test_headline_turns_round_where_lower_is_better(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "out", {"reviews": {"zero-shot": [0.6], "zo": [0.50, 0.51, 0.52]}})
+    about = json.loads((folder / "comparison.json").read_text())
+    about["tasks"]["reviews"]["higher_is_better"] = False
+    (folder / "comparison.json").write_text(json.dumps(about))
+    text = plain(page(tmp_path, folder))
+    assert "It beats zero-shot (0.600) by 0.090." in text and "lower is better" in text
+    assert len(re.findall(r'class="best">0\.510', (tmp_path / "report.html").read_text())) == 2
+
+
+def test_one_seed_shows_no_spread_and_says_so(tmp_path: Path) -> None:
+    scores = {"reviews": {"zero-shot": [0.6], "zo": [0.7]}}
+    text = plain(page(tmp_path, write_folder(tmp_path / "out", scores)))
+    assert "0.700 on test, 1 seed." in text and "One seed shows no spread" in text and "nan" not in text.lower()
+
+
+def test_missing_method_is_a_dash_with_its_note(tmp_path: Path) -> None:
+    html = page(tmp_path, write_folder(tmp_path / "out"))
+    reviews, topics = (html.split(f'id="task-{number}"')[1].split("<section")[0] for number in (1, 2))
+    assert re.search(r"ft</th>(<td class=\"none[^>]*>—</td>){11}</tr>", topics)
+    assert "ft was skipped" in topics and "ft was skipped" not in reviews and "—</td><td" not in reviews
+
+
+def test_table_holds_costs_and_other_metrics(tmp_path: Path) -> None:
+    text = plain(page(tmp_path, write_folder(tmp_path / "out")))
+    assert "9,876,543" in text and "64,000" in text and "0.810 ± 0.020" in text and "1,234 test examples" in text
+    assert "seed 2: 0.730" in text and "zo-objectives compare --seeds 3" in text and "torch 9.9" in text
+
+
+def test_predictions_count_and_keep_the_whole_prompt(tmp_path: Path) -> None:
+    html = page(tmp_path, write_folder(tmp_path / "out"))
+    text = plain(html)
+    assert "Of 2 test examples: 1 fixed, 1 broken." in text and "long " * 400 + "tail" in html
+    assert "not of the test split" not in html
+    assert 'class="chip fixed"' in html and 'class="chip broken"' in html and 'class="chip right"' not in html
+
+
+def test_predictions_without_correctness_go_by_score(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "out")
+    for path in folder.glob("runs/*/zo-seed0/predictions.jsonl"):
+        scored = {
+            "split": "test",
+            "correct_before": None,
+            "correct_after": None,
+            "score_before": 0.5,
+            "score_after": 0.2,
+        }
+        path.write_text(json.dumps(SHOWN[0] | scored) + "\n" + json.dumps(SHOWN[1] | {"split": "test"}) + "\n")
+    assert "Of 2 test examples: 1 worse, 1 changed." in plain(page(tmp_path, folder))
+
+
+def test_single_run_folder_needs_no_comparison(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    write_run(folder)
+    rows_of({"reviews": {"zo": [0.7]}}).assign(run=".").to_csv(folder / "results.csv", index=False)
+    (folder / "config.yaml").write_text("steps: 40 # <fast>\n")
+    html = page(tmp_path, folder)
+    assert "0.700 on test, 1 seed." in plain(html) and "steps: 40 # &lt;fast&gt;" in html and "<polyline" in html
+
+
+def test_folders_merge_and_the_same_run_counts_once(tmp_path: Path) -> None:
+    first = write_folder(tmp_path / "a", {"reviews": SCORES["reviews"]})
+    second = write_folder(tmp_path / "b", {"topics": SCORES["topics"]})
+    text = plain(page(tmp_path, first, second, first))
+    assert "2 tasks" in text and "0.710 ± 0.020 on test, 3 seeds." in text and " · " + str(first) not in text
+
+
+def test_same_seed_with_another_outcome_is_another_variant(tmp_path: Path) -> None:
+    first = write_folder(tmp_path / "a", {"reviews": {"zero-shot": [0.6], "zo": [0.7]}})
+    second = write_folder(tmp_path / "b", {"reviews": {"zero-shot": [0.6], "zo": [0.5]}})
+    text = plain(page(tmp_path, first, second))
+    assert "zo · a: tuned" in text and "zo · b: tuned" in text and "zero-shot · a" not in text
+    assert text.count("It beats zero-shot (0.600) by 0.100.") == text.count("It loses to zero-shot (0.600) by 0.100.") == 1
+
+
+def broken_folder(folder: Path, fault: str) -> Path:
+    """A folder with one fault."""
+    write_folder(folder, {"reviews": {"zo": [0.7]}})
+    results = folder / "results.csv"
+    table = pd.read_csv(results)
+    run = folder / "runs/reviews/zo-seed0"
+    faults: dict[str, Callable[[], object]] = {
+        "no results": lambda: results.unlink(),
+        "not a table": lambda: results.write_bytes(b"\xff\xfe\x00a,b\n\x80"),
+        "no column": lambda: table.drop(columns=["value", "n"]).to_csv(results, index=False),
+        "no number": lambda: table.astype({"value": "object"}).assign(value="high").to_csv(results, index=False),
+        "no rows": lambda: table.head(0).to_csv(results, index=False),
+        "bad json": lambda: (folder / "comparison.json").write_text("{"),
+        "bad line": lambda: (run / "predictions.jsonl").write_text("[1]\n"),
+        "bad history": lambda: (run / "history.csv").write_text("step\n1\n"),
+    }
+    faults[fault]()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no results", r"out holds no results\.csv\. Give the output folder"),
+        ("not a table", r"Cannot read .*out.results\.csv: .* Repeat the run"),
+        ("no column", r"out.results\.csv lacks the columns value, n\. Repeat the run"),
+        ("no number", r"Cannot read .*out.results\.csv: .*high"),
+        ("no rows", r"out.results\.csv has no rows.* Run it again"),
+        ("bad json", r"Cannot read .*comparison\.json: .* Repair or delete it"),
+        ("bad line", r"predictions\.jsonl holds '\[1\]' where an object should be\. Repair or delete it"),
+        ("bad history", r"history\.csv lacks the columns forwards, tie_rate, validation\."),
+    ],
+)
+def test_faulty_folder_is_named_with_the_cure(tmp_path: Path, fault: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        page(tmp_path, broken_folder(tmp_path / "out", fault))
+
+
+def test_unwritable_output_and_no_folder_are_input_errors(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "out")
+    with pytest.raises(InputError, match=r"Cannot write the report to .*nowhere"):
+        write_report([folder], tmp_path / "nowhere" / "report.html")
+    with pytest.raises(InputError, match="at least one folder"):
+        write_report([], tmp_path / "report.html")
+
+
+def test_decimation_keeps_the_ends_and_drops_what_is_not_finite() -> None:
+    kept = decimate([(float(i), math.nan if i == 5 else 1.0) for i in range(5000)])
+    assert len(kept) == 400 and kept[0][0] == 0 and kept[-1][0] == 4999 and all(y == 1 for _, y in kept)
+    assert decimate([(1.0, math.nan)]) == [] and decimate([(1.0, 2.0)]) == [(1.0, 2.0)]
+
+
+def test_ticks_are_round_numbers_inside_the_axis() -> None:
+    assert Axis(0.58, 0.83, 300, 0).ticks(5) == [0.6, 0.65, 0.7, 0.75, 0.8]
+    assert Axis(50, 20000, 0, 100, log=True).ticks(5) == [0, 100, 1000, 10000]
+    assert tick_labels([0.6, 0.65]) == ["0.60", "0.65"] and tick_labels([0, 500, 5000, 1.5e6]) == [
+        "0",
+        "500",
+        "5k",
+        "1.5M",
+    ]
+    assert Axis(10, 1000, 0, 100, log=True).at(100) == pytest.approx(50) and Axis(10, 1000, 5, 100, log=True).at(0) == 5
+
+
+def test_labels_stay_apart_in_order_and_on_the_chart() -> None:
+    placed = spread([100.0, 98.0, 99.0], 110.0)
+    assert placed[1] < placed[2] < placed[0] <= 110 and placed[0] - placed[2] >= 15 and placed[2] - placed[1] >= 15
+
+
+def test_chart_survives_a_constant_and_draws_nothing_from_nothing() -> None:
+    flat = line_chart([Line("zo", "c0", [(0.0, 0.0), (9.0, 0.0)])], (300, 200), "x", "y")
+    assert "polyline" in flat and "nan" not in flat
+    assert line_chart([Line("zo", "c0", [(0.0, math.nan)])], (300, 200), "x", "y") == ""

@@ -1,0 +1,1 @@
+"""Tune language models on the metric itself, with forward passes only."""

@@ -1,0 +1,133 @@
+"""What zeroth-order tuning is compared with, on the same prompts, each a function from a run to result rows."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zo_objectives.errors import RunError
+from zo_objectives.hf import plan, sheet_logits
+from zo_objectives.objectives import BUILTIN
+from zo_objectives.results import History, HistoryRow, ResultRow
+from zo_objectives.run import Clock, Run, spent_so_far
+from zo_objectives.scoring import ForwardScorer, Indices, Kind, Pool, kind_for
+from zo_objectives.sheet import Sheet
+
+Values = dict[str, Tensor]
+
+
+def zero_shot(run: Run) -> list[ResultRow]:
+    """The model as it is: free of charge."""
+    pool = run.bench.fresh()
+    run.memory.restart()
+    scorer = ForwardScorer(pool, None, None)
+    rows, outputs = run.measure(scorer, (0, 0, 0), 0.0, 0, None, run.bench.metrics[0].name)
+    run.save_predictions(outputs, outputs)
+    return rows
+
+
+def loss(sheet: Sheet, likelihoods: Tensor, labels: Tensor | None) -> Tensor:
+    """Cross-entropy in nats: of the right option among the options, or per token of the target (no labels)."""
+    if labels is not None:
+        return torch.nn.functional.cross_entropy(likelihoods, labels)
+    return -likelihoods.sum() / int(sheet.read_counts.sum())
+
+
+class _FineTuning:
+    """One learning rate's run of AdamW over all parameters, from the base."""
+
+    def __init__(self, run: Run, pool: Pool, kind: Kind, rate: float) -> None:
+        self.run, self.pool, self.kind = run, pool, kind
+        self.settings = run.config.ft
+        self.parameters = [p.requires_grad_(True) for p in pool.lm.model.parameters() if p.is_floating_point()]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=self.settings.weight_decay)
+        self.scheduler = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.0, self.settings.steps)
+
+    def step(self, t: int) -> float:
+        """One step; the batch depends on seed and step alone. Returns the loss."""
+        train: Indices = self.run.bench.train
+        rng = np.random.default_rng([self.run.config.seed & 0xFFFFFFFF, t])
+        chosen = np.sort(rng.choice(train, min(self.settings.batch, len(train)), replace=False))
+        sheet = self.pool.sheet(self.kind).take(chosen)
+        labels = (
+            torch.tensor([self.pool.examples[i].label for i in chosen], device=self.pool.lm.device)
+            if self.kind is Kind.CHOICE
+            else None
+        )
+        with torch.enable_grad():
+            logits = sheet_logits(self.pool.lm, sheet, plan(self.pool.lm, sheet))
+            value = loss(sheet, sheet.likelihoods(logits, sheet.columns if sheet.closed else None), labels)
+            value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        self.pool.charge(3, self.kind, chosen)
+        if not torch.isfinite(value):
+            raise RunError(f"Fine-tuning diverged in step {t}: the loss is {value.item()}. Lower ft.learning_rates.")
+        return float(value)
+
+
+def fine_tuning(run: Run) -> list[ResultRow]:
+    """Backprop fine-tuning of all parameters with AdamW, a linear decay to 0 and gradients clipped at norm 1.
+
+    The learning rate and the step are those with the best validation score; all rates' steps are charged.
+    """
+    bench, settings = run.bench, run.config.ft
+    bench.stale = True
+    pool = bench.fresh()
+    bench.stale = True  # for whoever comes next
+    kind = kind_for(bench.spec, BUILTIN["cross_entropy"])
+    headline, scorer = bench.metrics[0], ForwardScorer(pool, None, None)
+    run.memory.restart()
+    base = {n: p.detach().clone() for n, p in pool.lm.model.named_parameters()}
+    score, before = (
+        run.watch(scorer, [headline], bench.validation)[0][headline.name],
+        run.watch(scorer, [headline], bench.test)[1],
+    )
+    best: tuple[float, int, float, Values] = (score, 0, 0.0, base)
+    clock, histories = Clock(), dict[float, list[HistoryRow]]()
+    with run.bar(settings.steps * len(settings.learning_rates), 0) as bar:
+        for rate in settings.learning_rates:
+            _put(pool, base)
+            tuning, rows = _FineTuning(run, pool, kind, rate), [HistoryRow(0, 0, 0, 0, 0.0, None, None, score)]
+            spent, seconds = spent_so_far(pool), clock.seconds
+            for t in range(settings.steps):
+                clock.start()
+                value = tuning.step(t)
+                clock.stop()
+                found = None
+                if (t + 1) % max(1, settings.steps // 5) == 0 or t + 1 == settings.steps:
+                    found = run.watch(scorer, [headline], bench.validation)[0][headline.name]
+                    if found > best[0]:
+                        best = (
+                            found,
+                            t + 1,
+                            rate,
+                            {n: p.detach().clone() for n, p in pool.lm.model.named_parameters()},
+                        )
+                forwards, examples, tokens = (a - b for a, b in zip(spent_so_far(pool), spent, strict=True))
+                rows.append(
+                    HistoryRow(t + 1, forwards, examples, tokens, round(clock.seconds - seconds, 3), None, None, found)
+                )
+                bar.set_postfix(rate=rate, loss=f"{value:.3f}", best=f"{best[0]:.3f}")
+                bar.update()
+            histories[rate] = rows
+    _put(pool, best[3])
+    history = History(run.output / "history.csv", 0)
+    for row in histories.get(best[2], next(iter(histories.values()))):
+        history.append(row)
+    rows_out, after = run.measure(
+        scorer, spent_so_far(pool), clock.seconds, sum(v.numel() for v in base.values()), best[1], "cross_entropy"
+    )
+    run.save_predictions(before, after)
+    return rows_out
+
+
+def _put(pool: Pool, values: Values) -> None:
+    for name, parameter in pool.lm.model.named_parameters():
+        parameter.data.copy_(values[name])
+
+
+BASELINES: dict[str, Callable[[Run], list[ResultRow]]] = {"zero-shot": zero_shot, "ft": fine_tuning}

@@ -1,0 +1,289 @@
+"""The command line. Thin: every command says what to do and imports the rest only when it runs.
+
+Exit codes: 0 done, 1 the run failed, 2 the input was wrong, 130 interrupted.
+"""
+
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zo_objectives.errors import InputError, RunError
+
+app = typer.Typer(
+    name="zo-objectives",
+    help="Tune language models on the metric itself, with forward passes only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tasks_app = typer.Typer(help="Tasks: list, show, validate.", no_args_is_help=True)
+objectives_app = typer.Typer(help="Objectives: list.", no_args_is_help=True)
+app.add_typer(tasks_app, name="tasks")
+app.add_typer(objectives_app, name="objectives")
+
+Model = Annotated[str | None, typer.Option("--model", help="Folder, hub name, or reviews-1m (embedded).")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Read DIR/<task>/{train,validation,test}.jsonl, not the hub.")
+]
+Include = Annotated[
+    Path | None, typer.Option("--include-path", "--include_path", help="A folder with task files of your own.")
+]
+ObjectiveOption = Annotated[
+    str | None, typer.Option("--objective", help="A name (objectives ls), module:function or file.py:function.")
+]
+Tune = Annotated[str | None, typer.Option("--tune", help="all, head, norms, layers:A-B, lora, pattern:REGEX; joined by +.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as key=value; repeat it.")]
+Budget = Annotated[int | None, typer.Option("--budget", help="Forward passes for each zeroth-order run.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+def _settings(*, set_: list[str] | None, **given: Any) -> dict[str, Any]:
+    """The user's settings: options first, then --set."""
+    from zo_objectives.config import merge, parse_set
+
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
+    return merge(options, parse_set(set_ or []))
+
+
+def _command() -> str:
+    return " ".join(["zo-objectives", *map(shlex.quote, sys.argv[1:])])
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("zo-demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    quiet: Quiet = False,
+) -> None:
+    """Tune the embedded model on three tasks, no network needed, and write a report."""
+    from zo_objectives.compare import plan_runs
+
+    _quiet_libraries()
+    plan = plan_runs(
+        ["reviews", "sums", "tidy"], ["zero-shot", "mezo-ce", "ft", "zo"], range(seeds), {}, budget=None, demo=True
+    )
+    _compare(plan, output, quiet)
+
+
+@app.command()
+def compare(
+    tasks: Annotated[list[str], typer.Argument(help="Task names or YAML files.")],
+    methods: Annotated[
+        str, typer.Option(help="zero-shot, mezo-ce, ft, zo; separated by commas.")
+    ] = "zero-shot,mezo-ce,ft,zo",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 3,
+    budget: Budget = None,
+    model: Model = None,
+    data_dir: DataDir = None,
+    include_path: Include = None,
+    objective: ObjectiveOption = None,
+    tune: Tune = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the comparison; runs that are there are kept.")] = None,
+    set_: Set = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run several methods on the same prompts and report what each gained and cost."""
+    from zo_objectives.compare import plan_runs
+
+    _quiet_libraries()
+    settings = _settings(
+        set_=set_, model=model, data_dir=data_dir, include_path=include_path, objective=objective, tune=tune
+    )
+    names = [m.strip() for m in methods.split(",") if m.strip()]
+    plan = plan_runs(tasks, names, range(seeds), settings, budget=budget, demo=False)
+    _compare(plan, output or Path("comparisons") / "-".join(Path(t).stem for t in tasks), quiet)
+
+
+def _compare(plan: Any, output: Path, quiet: bool) -> None:
+    import pandas as pd
+
+    from zo_objectives.compare import run_plan
+
+    report = run_plan(plan, output, command=_command(), show=not quiet, say=typer.echo)
+    _print_table(pd.read_csv(output / "results.csv"))
+    for note in plan.notes:
+        typer.echo(note)
+    typer.echo(f"\nReport: {report}\nTable:  {output / 'results.csv'}")
+
+
+def _print_table(results: Any) -> None:
+    """The comparison on the terminal: mean and spread over seeds, gain, cost."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from zo_objectives.report import summary
+
+    table = Table(title="test, mean ± standard deviation over seeds", title_justify="left")
+    for column in ("task", "metric", "method"):
+        table.add_column(column)
+    for column in ("value", "gain", "forwards", "seconds", "peak MB"):
+        table.add_column(column, justify="right")
+    frame = summary(results)
+    first = results.groupby("task", sort=False)["metric"].first()
+    chosen = frame[(frame["split"] == "test") & (frame["metric"] == frame["task"].map(first))]
+    for task, rows in chosen.groupby("task", sort=False):
+        for row in rows.to_dict("records"):
+            spread = "" if math.isnan(row["std"]) else f" ± {row['std']:.3f}"
+            gain = "" if math.isnan(row["gain"]) or row["method"] == "zero-shot" else f"{row['gain']:+.3f}"
+            costs = f"{row['forwards']:,.0f}", f"{row['seconds']:.1f}", f"{row['peak_memory_mb']:,.0f}"
+            table.add_row(str(task), row["metric"], row["method"], f"{row['mean']:.3f}{spread}", gain, *costs)
+        table.add_section()
+    Console().print(table)
+
+
+@app.command()
+def run(
+    task: Annotated[str, typer.Argument(help="Task name or YAML file.")],
+    method: Annotated[str, typer.Option(help="zo, mezo-ce, ft or zero-shot.")] = "zo",
+    model: Model = None,
+    data_dir: DataDir = None,
+    include_path: Include = None,
+    objective: ObjectiveOption = None,
+    tune: Tune = None,
+    steps: Annotated[int | None, typer.Option(help="Steps.")] = None,
+    budget: Budget = None,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="The run's folder; an unfinished run there is taken up again.")] = None,
+    set_: Set = None,
+    quiet: Quiet = False,
+) -> None:
+    """One run. Interrupt it with Ctrl-C and give the same command to go on."""
+    from zo_objectives.compare import plan_runs
+    from zo_objectives.report import write_report
+
+    _quiet_libraries()
+    given = {
+        "model": model,
+        "data_dir": data_dir,
+        "include_path": include_path,
+        "objective": objective,
+        "tune": tune,
+        "steps": steps,
+    }
+    settings = _settings(set_=set_, **given)
+    plan = plan_runs([task], [method], [seed], settings, budget=budget, demo=False)
+    if not plan.configs:
+        raise InputError(plan.notes[0])
+    import pandas as pd
+
+    from zo_objectives.run import execute
+
+    folder = execute(plan.configs[0], output or Path("runs") / f"{Path(task).stem}-{method}-seed{seed}", show=not quiet)
+    _print_table(pd.read_csv(folder / "results.csv"))
+    typer.echo(f"Run: {folder}\nReport: {write_report([folder], folder / 'report.html')}")
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Comparisons or runs.")],
+    output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page about several comparisons or runs."""
+    from zo_objectives.report import write_report
+
+    typer.echo(f"Report: {write_report(folders, output)}")
+
+
+@tasks_app.command("ls")
+def tasks_ls(include_path: Include = None) -> None:
+    """Every task: its form, metric and what it is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from zo_objectives.tasks import read_task, task_files
+
+    table = Table("task", "form", "metric", "about", box=None)
+    for name, path in task_files(include_path).items():
+        try:
+            spec = read_task(path)
+        except InputError as error:
+            table.add_row(name, "[red]broken", "", str(error))
+            continue
+        form = "choice" if spec.output_type == "multiple_choice" else "generation"
+        table.add_row(name, form, (spec.metrics or (spec.zo.objective or "",))[0], str(spec.metadata.get("about", "")))
+    Console().print(table)
+
+
+@tasks_app.command("show")
+def tasks_show(name: str, include_path: Include = None) -> None:
+    """A task's file."""
+    from zo_objectives.tasks import find_task
+
+    path = find_task(name, include_path)
+    typer.echo(f"# {path}\n{path.read_text(encoding='utf-8').rstrip()}")
+
+
+@tasks_app.command("validate")
+def tasks_validate(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Task names or YAML files; all tasks where none is given.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="Whose tokenizer and context to check with.")] = "reviews-1m",
+    data_dir: DataDir = None,
+    include_path: Include = None,
+) -> None:
+    """Load every task's data, render and tokenise it, and say what is wrong."""
+    from zo_objectives.tasks import task_files
+    from zo_objectives.validate import validate
+
+    _quiet_libraries()
+    problems = 0
+    for name in names or task_files(include_path):
+        for line, good in validate(name, model, data_dir, include_path):
+            problems += not good
+            typer.echo(line, err=not good)
+    if problems:
+        raise typer.Exit(2)
+
+
+@objectives_app.command("ls")
+def objectives_ls() -> None:
+    """The built-in objectives: name, definition, range. All are higher-is-better."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from zo_objectives.objectives import BUILTIN
+
+    table = Table("objective", "what it is", box=None)
+    for name, objective in BUILTIN.items():
+        table.add_row(name, objective.about)
+    Console().print(table)
+    typer.echo(
+        "\nOr your own: module:function or file.py:function, taking (predictions, references), (outputs, examples) or (completions, **columns)."
+    )
+
+
+def _quiet_libraries() -> None:
+    """Environment of the heavy libraries: no telemetry, no warnings about threads in tokenizers."""
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Runs `command` and turns its outcome into a message and an exit code."""
+    try:
+        command()
+    except InputError as error:
+        typer.echo(f"Error: {error}", err=True)
+        return 2
+    except RunError as error:
+        typer.echo(f"The run failed: {error} Give the same command to go on from where it stopped.", err=True)
+        return 1
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. Give the same command to go on from where it stopped.", err=True)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(guarded(app))

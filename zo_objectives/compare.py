@@ -1,0 +1,119 @@
+"""Comparisons: tasks x methods x seeds, each a run folder, gathered into results.csv and a report."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from zo_objectives.config import METHODS, RunConfig, Settings, make_config, merge, method_settings, task_settings
+from zo_objectives.errors import InputError, unknown
+from zo_objectives.report import write_report
+from zo_objectives.results import machine, make_folder, versions, write_atomically
+from zo_objectives.run import Workbench, execute
+from zo_objectives.tasks import TaskSpec, load_task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison runs, settled and validated before anything is spent."""
+
+    configs: tuple[RunConfig, ...]
+    specs: Mapping[str, TaskSpec]
+    notes: tuple[str, ...]
+
+
+def plan_runs(
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    *,
+    budget: int | None,
+    demo: bool,
+) -> Plan:
+    """Every run's configuration: defaults, then the task's, then the user's settings. Raises InputError."""
+    for method in methods:
+        if method not in METHODS:
+            raise unknown("method", method, METHODS)
+    include = Path(settings["include_path"]) if settings.get("include_path") else None
+    specs = {task: load_task(task, include)[0] for task in tasks}
+    configs, notes = [], []
+    for task, spec in specs.items():
+        for method in methods:
+            if method in ("ft", "mezo-ce") and spec.doc_to_target is None:
+                notes.append(f"{spec.task}: no {method}, since the task has no targets to take a cross-entropy of.")
+                continue
+            own = method_settings(merge(task_settings(spec, demo=demo), settings), method)
+            for seed in seeds:
+                config = make_config({**own, "task": task, "method": method, "seed": seed})
+                if budget is not None:
+                    config = with_budget(config, budget)
+                configs.append(config)
+    return Plan(tuple(configs), specs, tuple(notes))
+
+
+def with_budget(config: RunConfig, forwards: int) -> RunConfig:
+    """The configuration with as many steps as `forwards` forward passes allow. Raises InputError for fewer than one step."""
+    steps = forwards // (2 * config.directions)
+    if steps < 1:
+        raise InputError(
+            f"--budget {forwards} is less than one step of 2 x {config.directions} forwards. Raise it or lower directions."
+        )
+    return config.model_copy(update={"steps": steps})
+
+
+def run_folder(config: RunConfig) -> str:
+    return f"runs/{Path(config.task).stem}/{config.method}-seed{config.seed}"
+
+
+def run_plan(plan: Plan, output: Path, *, command: str, show: bool, say: Callable[[str], None]) -> Path:
+    """Runs what is not there yet, and writes results.csv, comparison.json and report.html. Returns the report's path."""
+    make_folder(output)
+    bench: Workbench | None = None
+    frames = []
+    for config in plan.configs:
+        name = run_folder(config)
+        done = (output / name / "results.csv").exists()
+        if not done and (bench is None or not bench.serves(config)):
+            bench = Workbench.open(config)
+        folder = execute(config, output / name, bench=bench, show=show)
+        frame = pd.read_csv(folder / "results.csv").assign(run=name)
+        say(_headline(frame, config) + (" (was there)" if done else ""))
+        frames.append(frame)
+    results = pd.concat(frames, ignore_index=True)
+    write_atomically(output / "results.csv", results.to_csv(index=False))
+    write_atomically(
+        output / "comparison.json", json.dumps(_about(plan, results, command), indent=1, ensure_ascii=False) + "\n"
+    )
+    return write_report([output], output / "report.html")
+
+
+def _headline(frame: pd.DataFrame, config: RunConfig) -> str:
+    metric = frame["metric"].iloc[0]
+    chosen = frame[frame["metric"] == metric].set_index("split")["value"]
+    return f"{config.task:<10} {config.method:<10} seed {config.seed}   {metric}: validation {chosen['validation']:.3f}, test {chosen['test']:.3f}"
+
+
+def _about(plan: Plan, results: pd.DataFrame, command: str) -> dict[str, Any]:
+    tasks = {}
+    for spec in plan.specs.values():
+        rows = results[results["task"] == spec.task]
+        tuned = rows[rows["method"] == "zo"]
+        tasks[spec.task] = {
+            "description": str(spec.metadata.get("about", "")),
+            "metric": str(rows["metric"].iloc[0]),
+            "objective": str((tuned if len(tuned) else rows)["objective"].iloc[0]),
+            "higher_is_better": True,
+        }
+    return {
+        "command": command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": machine(),
+        "tasks": tasks,
+        "notes": list(plan.notes),
+    }

@@ -1,0 +1,170 @@
+"""What is tuned: a subset of a model's parameters, by name, and adapters put in for the purpose.
+
+    all            every parameter                      norms          the weights of all norms
+    head           the final norm and the label rows    layers:A-B     layers A to B (from 0; B may be left out)
+    lora, lora:R   LoRA of rank R (8), by peft          pattern:REGEX  parameters whose name matches
+
+Joined by +, as in `norms+head`. Label rows are an addition to the output head's rows of a few tokens (the options', or the
+targets'); with a tied embedding the input side keeps its own.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from zo_objectives.anatomy import Anatomy, anatomy
+from zo_objectives.errors import InputError, unknown
+from zo_objectives.geometry import root_mean_square
+from zo_objectives.hf import CausalLM
+
+FORMS = ("all", "head", "norms", "layers:A-B", "lora", "pattern:REGEX")
+ZERO_GAIN = 0.02  # the gain of a tensor of zeros: the usual standard deviation of a fresh weight
+
+
+class LabelRows(nn.Module):
+    """An output head with a tunable addition to the rows of a few tokens: logits[..., tokens] += h @ rows.T."""
+
+    tokens: Tensor
+
+    def __init__(self, head: nn.Module, tokens: Sequence[int]) -> None:
+        nn.Module.__init__(self)
+        weight: Tensor = head.weight  # type: ignore[assignment]
+        self.head = head
+        self.rows = nn.Parameter(
+            torch.zeros(len(tokens), weight.shape[1], dtype=weight.dtype, device=weight.device), requires_grad=False
+        )
+        self.register_buffer("tokens", torch.tensor(tokens, device=weight.device), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The head's own weight, for transformers' bookkeeping."""
+        return self.head.weight  # type: ignore[return-value]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(hidden)
+        return logits.index_add(-1, self.tokens, nn.functional.linear(hidden, self.rows))
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The names of the tuned parameters, the size of each (root mean square), and the lowest level they touch."""
+
+    names: tuple[str, ...]
+    gains: dict[str, float]
+    cut: int
+
+
+def _layers(spec: str, anatomy: Anatomy, names: Sequence[str]) -> list[str]:
+    found = re.fullmatch(r"(\d+)(-(\d*))?", spec)
+    first, last = (int(found[1]), int(found[3] or anatomy.depth - 1) if found[2] else int(found[1])) if found else (1, 0)
+    if not first <= last < anatomy.depth:
+        raise InputError(f"tune=layers:{spec}: give layers:A-B with 0 <= A <= B <= {anatomy.depth - 1}.")
+    return [n for n in names if first <= anatomy.level(n) <= last]
+
+
+def _norms(model: nn.Module) -> list[str]:
+    kinds = {name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
+    return [n for n, _ in model.named_parameters() if n.rpartition(".")[0] in kinds]
+
+
+def _with_rows(lm: CausalLM, tokens: Sequence[int]) -> None:
+    head = lm.model.get_output_embeddings()
+    if not isinstance(head, LabelRows):
+        lm.model.set_output_embeddings(LabelRows(head, tokens))
+
+
+def _with_lora(lm: CausalLM, spec: str) -> None:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise InputError("tune=lora needs peft. Install it with: pip install 'zo-objectives[peft]'.") from error
+    if spec and not spec.isdigit():
+        raise InputError(f"tune=lora:{spec}: give a rank, as in lora:8.")
+    rank = int(spec or 8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LoraConfig(
+            r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        get_peft_model(lm.model, config)  # changes the model's layers in place
+
+
+def select(lm: CausalLM, tune: str, tokens: Sequence[int]) -> Subset:
+    """Finds, or puts in, what `tune` says; `tokens` are those whose output rows `head` moves. Raises InputError."""
+    parts = [part.strip().partition(":") for part in tune.split("+")]
+    for form, _, _ in parts:
+        if form not in {f.partition(":")[0] for f in FORMS}:
+            raise unknown("subset to tune", form, FORMS)
+    for form, _, spec in parts:
+        if form == "lora":
+            _with_lora(lm, spec)
+        if form == "head":
+            _with_rows(lm, tokens)
+    where = anatomy(lm.model) if any(form != "all" for form, _, _ in parts) else None
+    names = [n for n, _ in lm.model.named_parameters()]
+    chosen: set[str] = set()
+    for form, _, spec in parts:
+        match form:
+            case "all":
+                chosen |= set(names)
+            case "norms":
+                chosen |= set(_norms(lm.model))
+            case "lora":
+                chosen |= {n for n in names if ".lora_" in n}
+            case "pattern":
+                chosen |= {n for n in names if re.search(_regex(spec), n)}
+            case "head":
+                assert where is not None
+                chosen |= {n for n in names if n.startswith(where.norm_name + ".") or n == where.head_name + ".rows"}
+            case "layers":
+                assert where is not None
+                chosen |= set(_layers(spec, where, names))
+    if not chosen:
+        raise InputError(
+            f"tune={tune} selects no parameter of {lm.name}. Its parameters are called like {names[0]}, {names[-1]}."
+        )
+    return _subset(lm, tuple(n for n in names if n in chosen), where)
+
+
+def _regex(spec: str) -> str:
+    try:
+        re.compile(spec)
+    except re.error as error:
+        raise InputError(f"tune=pattern:{spec}: not a regular expression: {error}.") from error
+    return spec
+
+
+def _subset(lm: CausalLM, names: tuple[str, ...], where: Anatomy | None) -> Subset:
+    parameters = dict(lm.model.named_parameters())
+    gains = {}
+    for n in names:
+        values = parameters[n].data
+        if where is not None and n == where.head_name + ".rows":
+            head = lm.model.get_output_embeddings()
+            values = head.weight[head.tokens]
+        gains[n] = root_mean_square(values) if bool(values.any()) else ZERO_GAIN
+    cut = max(0, min(where.level(n) for n in names)) if where is not None else 0
+    return Subset(names, gains, cut)
+
+
+def with_all(subset: Subset) -> Subset:
+    """The same parameters with equal gains: plain, absolute scales."""
+    return replace(subset, gains=dict.fromkeys(subset.names, 1.0))
+
+
+def merged_head(lm: CausalLM) -> None:
+    """Puts label rows into the output head itself, untied from the embedding, so that the model can be saved."""
+    head = lm.model.get_output_embeddings()
+    if not isinstance(head, LabelRows):
+        return
+    plain = nn.Linear(head.weight.shape[1], head.weight.shape[0], bias=getattr(head.head, "bias", None) is not None)
+    plain.to(device=head.weight.device, dtype=head.weight.dtype).requires_grad_(False)
+    plain.weight.copy_(head.weight.index_add(0, head.tokens, head.rows))
+    if plain.bias is not None:
+        plain.bias.copy_(head.head.bias)  # type: ignore[arg-type]
+    lm.model.config.get_text_config().tie_word_embeddings = False
+    lm.model.config.tie_word_embeddings = False
+    lm.model.set_output_embeddings(plain)
