@@ -1,6 +1,7 @@
-"""A reward in thirty lines: is a completion one tidy sentence? In the form that TRL's trainers take, so it runs there too."""
+"""A reward in thirty lines: is a completion one tidy sentence? In the form TRL's trainers take, so it runs there too."""
 
 import re
+from itertools import pairwise
 
 
 def tidy(completions: list[str], **columns: object) -> list[float]:
@@ -27,6 +28,5 @@ def _length(text: str) -> float:
 
 def _fresh(text: str) -> float:
     """The share of pairs of neighbouring words that come for the first time; 0 for fewer than two words."""
-    words = _words(text)
-    pairs = list(zip(words, words[1:], strict=False))
+    pairs = list(pairwise(_words(text)))
     return len(set(pairs)) / len(pairs) if pairs else 0.0

@@ -6,7 +6,8 @@ Exit codes: 0 done, 1 the run failed, 2 the input was wrong, 130 interrupted.
 import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,11 +105,35 @@ def _compare(plan: Any, output: Path, quiet: bool) -> None:
 
     from zo_objectives.compare import run_plan
 
-    report = run_plan(plan, output, command=_command(), show=not quiet, say=typer.echo)
+    with _interruptible():
+        report = run_plan(plan, output, command=_command(), show=not quiet, say=typer.echo)
     _print_table(pd.read_csv(output / "results.csv"))
     for note in plan.notes:
         typer.echo(note)
     typer.echo(f"\nReport: {report}\nTable:  {output / 'results.csv'}")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the command, not the run: what is written stays, and the same command goes on from there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. Give the same command to go on from where it stopped.", err=True)
+        raise typer.Exit(130) from None
+
+
+def _print_start_and_best(folder: Path) -> None:
+    """Where a run began and how far it came on validation."""
+    from zo_objectives.results import read_history
+
+    path = folder / "history.csv"
+    seen = [r for r in read_history(path) if r.validation is not None] if path.exists() else []
+    if seen and seen[0].step == 0:
+        best = max(seen, key=lambda r: (r.validation, -r.step))
+        typer.echo(
+            f"Validation: {seen[0].validation:.3f} untouched, {best.validation:.3f} at step {best.step} of {seen[-1].step}."
+        )
 
 
 def _print_table(results: Any) -> None:
@@ -173,8 +198,11 @@ def run(
 
     from zo_objectives.run import execute
 
-    folder = execute(plan.configs[0], output or Path("runs") / f"{Path(task).stem}-{method}-seed{seed}", show=not quiet)
+    folder = output or Path("runs") / f"{Path(task).stem}-{method}-seed{seed}"
+    with _interruptible():
+        execute(plan.configs[0], folder, show=not quiet)
     _print_table(pd.read_csv(folder / "results.csv"))
+    _print_start_and_best(folder)
     typer.echo(f"Run: {folder}\nReport: {write_report([folder], folder / 'report.html')}")
 
 
@@ -187,6 +215,33 @@ def report(
     from zo_objectives.report import write_report
 
     typer.echo(f"Report: {write_report(folders, output)}")
+
+
+@app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    output: Annotated[Path, typer.Option(help="Where to write the model, as transformers reads it.")],
+    step: Annotated[int | None, typer.Option(help="After how many steps; the best on validation where not given.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it has moved.")] = None,
+) -> None:
+    """Make a model from a run's journal: no data, no forward pass."""
+    from zo_objectives.replay import export
+
+    _quiet_libraries()
+    found = export(folder, output, step, model)
+    typer.echo(f"Model after step {found.step} of {found.steps}: {output}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    model: Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it has moved.")] = None,
+) -> None:
+    """Check that a run's journal leads to the weights it saved, bit for bit."""
+    from zo_objectives.replay import verify as check
+
+    _quiet_libraries()
+    typer.echo(check(folder, model))
 
 
 @tasks_app.command("ls")
@@ -254,7 +309,8 @@ def objectives_ls() -> None:
         table.add_row(name, objective.about)
     Console().print(table)
     typer.echo(
-        "\nOr your own: module:function or file.py:function, taking (predictions, references), (outputs, examples) or (completions, **columns)."
+        "\nOr your own, as module:function or file.py:function, taking (predictions, references), (outputs, examples) or"
+        " (completions, **columns)."
     )
 
 
@@ -276,14 +332,9 @@ def guarded(command: Callable[[], Any]) -> int:
     except RunError as error:
         typer.echo(f"The run failed: {error} Give the same command to go on from where it stopped.", err=True)
         return 1
-    except KeyboardInterrupt:
-        typer.echo("\nInterrupted. Give the same command to go on from where it stopped.", err=True)
-        return 130
-    except BrokenPipeError:
-        return 0
     return 0
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    sys.exit(guarded(app))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script; `arguments` are the command line's where not given. Ends in SystemExit."""
+    sys.exit(guarded(lambda: app(args=arguments)))

@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from zo_objectives.bench import Workbench
 from zo_objectives.config import METHODS, RunConfig, Settings, make_config, merge, method_settings, task_settings
 from zo_objectives.errors import InputError, unknown
 from zo_objectives.report import write_report
 from zo_objectives.results import machine, make_folder, versions, write_atomically
-from zo_objectives.run import Workbench, execute
+from zo_objectives.run import execute
 from zo_objectives.tasks import TaskSpec, load_task
 
 
@@ -95,7 +96,8 @@ def run_plan(plan: Plan, output: Path, *, command: str, show: bool, say: Callabl
 def _headline(frame: pd.DataFrame, config: RunConfig) -> str:
     metric = frame["metric"].iloc[0]
     chosen = frame[frame["metric"] == metric].set_index("split")["value"]
-    return f"{config.task:<10} {config.method:<10} seed {config.seed}   {metric}: validation {chosen['validation']:.3f}, test {chosen['test']:.3f}"
+    scores = f"{metric}: validation {chosen['validation']:.3f}, test {chosen['test']:.3f}"
+    return f"{config.task:<10} {config.method:<10} seed {config.seed}   {scores}"
 
 
 def _about(plan: Plan, results: pd.DataFrame, command: str) -> dict[str, Any]:

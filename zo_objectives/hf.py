@@ -124,7 +124,8 @@ def _sequences(lm: CausalLM, example: Example, continuations: Sequence[str]) -> 
         _fits(lm, len(ids), example, "option" if example.options else "target")
         if (j := full.index(ids)) != i:
             raise InputError(
-                f"Example {example.id}: options {continuations[j]!r} and {continuations[i]!r} are the same tokens for {lm.name}."
+                f"Example {example.id}: options {continuations[j]!r} and {continuations[i]!r} are the same tokens"
+                f" for {lm.name}."
                 " Choose other words in doc_to_choice."
             )
     if start == 0:
@@ -251,6 +252,16 @@ def text_of(lm: CausalLM, tokens: Sequence[int], until: Sequence[str]) -> str:
     return text[: min((at for u in until if (at := text.find(u)) >= 0), default=len(text))]
 
 
+@contextmanager
+def _no_settings(model: Any) -> Iterator[None]:
+    """While open, `generate` fills in nothing from the model's own settings, such as a repetition penalty: greedy is greedy."""
+    own, model.generation_config = model.generation_config, type(model.generation_config)()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def generate(lm: CausalLM, prompts: Sequence[Ids], *, new_tokens: int, stops: Sequence[int]) -> list[list[int]]:
     """Greedy continuations, at most `new_tokens` tokens each, a stop token included where one came."""
     from transformers import GenerationConfig
@@ -266,7 +277,8 @@ def generate(lm: CausalLM, prompts: Sequence[Ids], *, new_tokens: int, stops: Se
     result: list[list[int]] = [[] for _ in prompts]
     for group in micro_batches(prompts):
         batch = pad(prompts, group, lm.padding, lm.device, left=True)
-        out = lm.model.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
+        with _no_settings(lm.model):
+            out = lm.model.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
         for r, tokens in zip(group, out[:, batch.ids.shape[1] :].tolist(), strict=True):
             end = next((i + 1 for i, token in enumerate(tokens) if token in stops), len(tokens))
             result[r] = tokens[:end]

@@ -2,8 +2,9 @@
 
 Format 1, little-endian: b"ZOJ1", uint32 length, that many bytes of JSON (the header), uint32 CRC-32 of the JSON; then blocks
 of 64 steps, each step `directions` float32, each full block followed by the CRC-32 of its bytes. The last block may be open:
-its whole records count, a torn record does not, nor do all-zero records at its very end (what a power cut can leave; a run
-recomputes them to the same bits). A full block whose checksum is wrong is refused.
+its whole records count, a torn record does not, nor does anything that runs into zero bytes at the file's very end (what a
+power cut can leave; a run recomputes it to the same bits). A coefficient of 0 is written as -0.0, so that no step looks like
+that. A full block whose checksum is wrong is refused.
 
 An SPSA step is 4 bytes and a sixteenth: 20,000 of them are 81 KB (MeZO, section 2.1, promises 0.1 MB).
 """
@@ -55,13 +56,15 @@ def _read_blocks(data: bytes, directions: int, path: Path) -> tuple[NDArray[np.f
     while len(data) - at >= block + 4:
         body = data[at : at + block]
         if zlib.crc32(body) != struct.unpack_from("<I", data, at + block)[0]:
+            if not any(data[at + block :]):
+                break
             first = at // (block + 4) * BLOCK
             raise InputError(f"{path} is damaged in steps {first} to {first + BLOCK - 1}. Restore it from a backup.")
         parts.append(body)
         at += block + 4
     tail = data[at : at + block - record]  # a full block counts once its checksum is there
     tail = tail[: len(tail) // record * record]
-    while tail and not any(tail[-record:]):
+    while tail and tail[-1] == 0:
         tail = tail[:-record]
     values = np.frombuffer(b"".join((*parts, tail)), dtype="<f4").astype(np.float32)
     return values.reshape(-1, directions), at + len(tail)
@@ -108,8 +111,11 @@ class Journal:
         self._synced = time.monotonic()
 
     @classmethod
-    def open(cls, path: Path, header: Header) -> Self:
-        """A new journal, or the one at `path` if its header is the same. Raises InputError naming what differs."""
+    def open(cls, path: Path, header: Header, at_most: int | None = None) -> Self:
+        """A new journal, or the one at `path` if its header is the same. Raises InputError naming what differs.
+
+        Steps beyond `at_most` are cut off: what was not fully recorded elsewhere is taken again, to the same bits.
+        """
         if not path.exists():
             text = _encode(header)
             temporary = path.with_suffix(".new")
@@ -123,11 +129,14 @@ class Journal:
                 " Repeat the run's own settings to go on with it, or choose another --output."
             )
         coefficients, used = _read_blocks(data[start:], header["directions"], path)
+        if at_most is not None and len(coefficients) > at_most:
+            coefficients = coefficients[:at_most]
+            used = 4 * coefficients.size + 4 * (at_most // BLOCK)
         return cls(path, found, coefficients, start + used)
 
     def append(self, coefficients: NDArray[np.float32]) -> None:
         """One step, before it is applied."""
-        record = coefficients.astype("<f4").tobytes()
+        record = np.where(coefficients == 0, np.float32(-0.0), coefficients).astype("<f4").tobytes()
         self._block += record
         self._steps += 1
         if self._steps % BLOCK == 0:

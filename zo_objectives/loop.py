@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from zo_objectives.errors import RunError
 from zo_objectives.estimators import Estimator, Probe, ProjectedGradient
 from zo_objectives.journal import Journal, replay
@@ -44,7 +46,9 @@ def climb(
         probes = estimator.probes(key)
         scores = tuple(evaluate(probes, t))
         _check(scores, len(probes), t)
-        gradient = estimator.gradient(key, scores)
+        with np.errstate(over="ignore", invalid="ignore"):
+            gradient = estimator.gradient(key, scores)
+        _check_finite(gradient.coefficients.tolist(), scores, t)
         if journal is not None:
             journal.append(gradient.coefficients)
         weights.ascend(t, gradient)
@@ -54,9 +58,15 @@ def climb(
 def _check(scores: tuple[float, ...], expected: int, t: int) -> None:
     if len(scores) != expected:
         raise RunError(f"The evaluator gave {len(scores)} scores for {expected} probes in step {t}.")
-    if not all(math.isfinite(s) for s in scores):
+    _check_finite(scores, scores, t)
+
+
+def _check_finite(numbers: Sequence[float], scores: tuple[float, ...], t: int) -> None:
+    """`numbers` are the scores, or the coefficients made of them: huge finite scores overflow too."""
+    if not all(math.isfinite(n) for n in numbers):
         raise RunError(
-            f"A score in step {t} is not finite: {scores}. The step was not taken; weights and journal are intact."
+            f"A score in step {t} is not finite or is too large: {scores}."
+            " The step was not taken; weights and journal are intact."
         )
 
 

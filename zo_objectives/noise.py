@@ -58,7 +58,7 @@ def _philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, .
 
 
 def _blocks(state: Tensor, first: Tensor, count: int) -> Tensor:
-    """Words of `count` blocks from `first`, int32 [..., 4 * count]; `state` [..., 5] is stream, tensor and key (low, high)."""
+    """Words of `count` blocks from `first`, int32 [..., 4 * count]; `state` [..., 5]: stream, tensor, key (low, high)."""
     index = torch.arange(count, device=state.device) + first
     stream, low, high, *key = state.unsqueeze(-1).unbind(-2)
     index, stream, low, high = torch.broadcast_tensors(index, stream, low, high)  # type: ignore[no-untyped-call]

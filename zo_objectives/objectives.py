@@ -5,6 +5,7 @@ A user's callable is told apart by the names of its parameters, never by what it
     f(outputs, examples) -> float                     everything there is (see outputs.py)
     f(prompts, completions, **columns) -> list        a reward for each sample, as TRL takes it; None: not applicable
     f(predictions, references, ...) -> float          a metric of the whole batch; option indices, or texts
+    f(y_true, y_pred, ...) -> float                   the same in scikit-learn's order
 """
 
 import importlib
@@ -25,6 +26,7 @@ from zo_objectives.metrics import CLASS_METRICS, TEXT_METRICS
 from zo_objectives.outputs import Choices, Example, Generations, Likelihoods, Outputs
 
 Score = Callable[[Outputs, Sequence[Example]], float]
+REAL = (int, float, np.integer, np.floating)
 
 
 class Needs(Enum):
@@ -53,7 +55,7 @@ class Objective:
             raise RunError(
                 f"Objective {self.name!r} raised {type(error).__name__}: {error} ({_first(outputs, examples)})."
             ) from error
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        if isinstance(value, bool) or not isinstance(value, REAL):
             raise RunError(f"Objective {self.name!r} returned {_short(value)}, not a number ({_first(outputs, examples)}).")
         if not math.isfinite(value):
             raise RunError(f"Objective {self.name!r} returned {float(value)} ({_first(outputs, examples)}).")
@@ -135,6 +137,10 @@ def _call_metric(function: Callable[..., Any], outputs: Outputs, examples: Seque
     return function(list(outputs.predictions), references_of(examples))
 
 
+def _call_sklearn(function: Callable[..., Any], outputs: Outputs, examples: Sequence[Example]) -> Any:
+    return function(references_of(examples), list(outputs.predictions))
+
+
 def _call_reward(name: str, function: Callable[..., Any], outputs: Outputs, examples: Sequence[Example]) -> float:
     texts = _completions(outputs, examples)
     columns = {key: [e.row.get(key) for e in examples] for key in dict.fromkeys(k for e in examples for k in e.row)}
@@ -151,7 +157,7 @@ def _call_reward(name: str, function: Callable[..., Any], outputs: Outputs, exam
             f"Reward {name!r} returned {size} for {len(examples)} completions; it must return one number for each."
         )
     for index, reward in enumerate(rewards):
-        if reward is not None and not (isinstance(reward, (int, float, np.number)) and math.isfinite(reward)):
+        if reward is not None and not (isinstance(reward, REAL) and math.isfinite(reward)):
             raise RunError(f"Reward {name!r} returned {_short(reward)} for {_first(outputs, examples, index)}.")
     valid = [float(r) for r in rewards if r is not None]
     if not valid:
@@ -171,14 +177,19 @@ def from_callable(function: Callable[..., Any], name: str | None = None) -> Obje
     name = name or str(getattr(inner, "__name__", type(inner).__name__))
     if not callable(function):
         raise InputError(f"Objective {name!r} is {_short(function)}, which cannot be called.")
-    if inspect.iscoroutinefunction(inner):
+    if inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None)):  # noqa: B004
         raise InputError(f"Objective {name!r} is asynchronous; wrap it in a plain function that runs it with asyncio.run.")
-    parameters = list(inspect.signature(function).parameters)
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except ValueError as error:
+        raise InputError(f"Objective {name!r} does not say what it takes; wrap it in a function that does.") from error
     about = next(iter((inspect.getdoc(inner) or "").splitlines()), "")
     if parameters[:2] == ["outputs", "examples"]:
         return Objective(name, function, about=about)
     if "completions" in parameters:
         return Objective(name, partial(_call_reward, name, function), about=about)
+    if parameters[:2] == ["y_true", "y_pred"]:
+        return Objective(name, partial(_call_sklearn, function), about=about)
     if len(parameters) >= 2:
         return Objective(name, partial(_call_metric, function), about=about)
     raise InputError(

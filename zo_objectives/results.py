@@ -104,6 +104,12 @@ class History:
         return max(seen, key=lambda r: (r.validation, -r.step), default=None)
 
 
+def last_step(path: Path) -> int:
+    """The last step that a history has; 0 where there is none."""
+    rows = read_history(path) if path.exists() else []
+    return rows[-1].step if rows else 0
+
+
 def read_history(path: Path) -> list[HistoryRow]:
     """The whole rows of a history file; a torn last line is left out."""
     rows = []

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,197 +13,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from zo_objectives import data, hf, objectives, subsets
+from zo_objectives import journal
+from zo_objectives.bench import Workbench
 from zo_objectives.config import RunConfig, dump, read_config
-from zo_objectives.errors import InputError, RunError, unknown
-from zo_objectives.estimators import Probe, Spsa, shaping, tie_rate
-from zo_objectives.geometry import Dense, Geometry, Scaled
-from zo_objectives.journal import Header, Journal
+from zo_objectives.errors import InputError, RunError
+from zo_objectives.estimators import Probe, tie_rate
+from zo_objectives.journal import Journal
 from zo_objectives.loop import climb
-from zo_objectives.noise import SPEC, Law
-from zo_objectives.objectives import BUILTIN, Objective
-from zo_objectives.outputs import Choices, Example, Generations, Outputs
+from zo_objectives.objectives import Objective
+from zo_objectives.outputs import Outputs
+from zo_objectives.predictions import records
 from zo_objectives.results import (
     History,
     HistoryRow,
     PeakMemory,
     ResultRow,
     jsonl,
+    last_step,
     make_folder,
     to_csv,
-    versions,
     write_atomically,
 )
-from zo_objectives.rules import make_rule
-from zo_objectives.scoring import Evaluation, Indices, Kind, Pool, Scorer, TailScorer, kind_for, scorer_for
-from zo_objectives.subsets import Subset
-from zo_objectives.tail import Sites
-from zo_objectives.tasks import TaskSpec, load_task
-from zo_objectives.weights import STORES, Weights
-
-
-@dataclass
-class Workbench:
-    """A loaded model, a task's examples, and what was computed of them: shared by runs that begin at the same base.
-
-    A run that changes more than the tail asks for a fresh model afterwards; tokenised examples stay.
-    """
-
-    config: RunConfig
-    spec: TaskSpec
-    folder: Path
-    splits: data.Splits
-    lm: hf.CausalLM
-    pool: Pool
-    sites: Sites | None = None
-    stale: bool = False
-
-    @classmethod
-    def open(cls, config: RunConfig) -> "Workbench":
-        """Loads model and data. Raises InputError for what cannot work."""
-        include = Path(config.include_path) if config.include_path else None
-        spec, path = load_task(config.task, include)
-        sizes = (config.n_train, config.n_validation, config.n_test)
-        splits = data.load(spec, Path(config.data_dir) if config.data_dir else None, sizes=sizes, seed=config.seed)
-        lm = hf.load(config.model, dtype=config.dtype, device=config.device)
-        if config.long_prompts == "drop":
-            splits = drop_long(lm, spec, splits)
-        pool = Pool(lm, spec, splits.train + splits.validation + splits.test)
-        return cls(config, spec, path.parent, splits, lm, pool)
-
-    def serves(self, config: RunConfig) -> bool:
-        """Whether a run with `config` may use this bench."""
-        shared = (
-            "task",
-            "include_path",
-            "model",
-            "data_dir",
-            "dtype",
-            "device",
-            "n_train",
-            "n_validation",
-            "n_test",
-            "long_prompts",
-        )
-        same = all(getattr(self.config, name) == getattr(config, name) for name in shared)
-        return same and (config.n_train is None or config.seed == self.config.seed)
-
-    def fresh(self) -> Pool:
-        """A pool on the base model, its costs at zero."""
-        if self.stale:
-            self.lm = hf.load(self.config.model, dtype=self.config.dtype, device=self.config.device)
-            self.sites, self.stale = None, False
-        self.pool = self.pool.renewed(self.lm)
-        return self.pool
-
-    @property
-    def train(self) -> Indices:
-        return np.arange(len(self.splits.train))
-
-    @property
-    def validation(self) -> Indices:
-        return len(self.splits.train) + np.arange(len(self.splits.validation))
-
-    @property
-    def test(self) -> Indices:
-        return len(self.splits.train) + len(self.splits.validation) + np.arange(len(self.splits.test))
-
-    @property
-    def metrics(self) -> list[Objective]:
-        """What is reported, the headline first: the task's metrics, else its objective."""
-        names = list(self.spec.metrics) or [self.spec.zo.objective or "accuracy"]
-        return [objectives.resolve(name, self.folder) for name in names]
-
-    def objective(self, config: RunConfig) -> Objective:
-        """What a zeroth-order run of `config` climbs."""
-        if config.method == "mezo-ce":
-            return BUILTIN["cross_entropy"]
-        if config.objective is not None:
-            return objectives.resolve(config.objective)
-        return objectives.resolve(self.spec.zo.objective, self.folder) if self.spec.zo.objective else self.metrics[0]
-
-    def row_tokens(self) -> list[int]:
-        """The tokens whose output rows `tune: head` moves."""
-        if self.spec.zo.rows:
-            return sorted(
-                {t for text in self.spec.zo.rows for t in hf.encode(self.lm, text)[0]} - {self.lm.tokenizer.bos_token_id}
-            )
-        if self.spec.output_type == "multiple_choice":
-            return [int(t) for t in self.pool.choices.columns]
-        if self.spec.doc_to_target is None:
-            raise InputError(f"Task {self.spec.task!r} has no targets: list texts whose tokens may be tuned in zo.rows.")
-        return [int(t) for t in self.pool.targets.take(self.train).columns]
-
-
-def drop_long(lm: hf.CausalLM, spec: TaskSpec, splits: data.Splits) -> data.Splits:
-    """The splits without the examples that do not fit the model's context. Raises InputError if nothing is left."""
-
-    def fits(example: Example) -> bool:
-        ends = [example.prompt + o for o in example.options] or [
-            example.prompt + spec.target_delimiter + t for t in example.targets[:1]
-        ]
-        room = 0 if spec.output_type == "multiple_choice" else spec.generation_kwargs.max_gen_toks
-        return max(len(hf.encode(lm, text)[0]) for text in [example.prompt, *ends]) + room <= lm.context
-
-    kept = data.Splits(*(tuple(e for e in part if fits(e)) for part in (splits.train, splits.validation, splits.test)))
-    for name, part in (("train", kept.train), ("validation", kept.validation), ("test", kept.test)):
-        if not part:
-            raise InputError(f"Task {spec.task!r}: no {name} example fits the {lm.context} tokens that {lm.name} takes.")
-    return kept
-
-
-@dataclass(frozen=True)
-class Search:
-    """Everything the loop needs, built from a configuration."""
-
-    weights: Weights
-    estimator: Spsa
-    evaluation: Evaluation
-    subset: Subset
-
-
-def build_weights(config: RunConfig, lm: hf.CausalLM, row_tokens: list[int]) -> tuple[Weights, Subset]:
-    """The tuned weights as the configuration says, on a model at its base."""
-    subset = subsets.select(lm, config.tune, row_tokens)
-    if not config.relative:
-        subset = subsets.with_all(subset)
-    law = Law.RADEMACHER if config.noise == "rademacher" else Law.GAUSSIAN
-    geometry: Geometry = Scaled(Dense(law), subset.gains)
-    rule = make_rule(
-        config.rule,
-        learning_rate=config.learning_rate * (config.scale if config.shaping == "unit" else 1.0),
-        schedule=config.schedule,
-        steps=config.steps,
-        weight_decay=config.weight_decay,
-    )
-    return Weights(lm.model, subset.names, geometry=geometry, rule=rule, store=config.store), subset
-
-
-def build_search(bench: Workbench, pool: Pool, config: RunConfig) -> Search:
-    """Weights, estimator and evaluation for a zeroth-order run."""
-    if config.store not in STORES:
-        raise unknown("weight store", config.store, STORES)
-    estimator = Spsa(config.scale, config.directions, shaping(config.shaping))
-    objective = bench.objective(config)
-    kind_for(bench.spec, objective)
-    weights, subset = build_weights(config, bench.lm, bench.row_tokens())
-    scorer = scorer_for(pool, weights, subset, config.trunk_mb << 20, bench.sites)
-    if isinstance(scorer, TailScorer):
-        bench.sites = scorer.sites
-    return Search(weights, estimator, Evaluation(scorer, objective), subset)
-
-
-def header_of(config: RunConfig, search: Search, bench: Workbench) -> Header:
-    """What a replay needs: the configuration, the base, the noise, the direction count, and who wrote it."""
-    return {
-        "config": config.model_dump(mode="json"),
-        "seed": config.seed,
-        "directions": config.directions,
-        "noise": SPEC,
-        "base": search.weights.fingerprint(),
-        "row_tokens": bench.row_tokens() if "head" in config.tune.split("+") else [],
-        "versions": versions(),
-    }
+from zo_objectives.scoring import Evaluation, Indices, Kind, Pool, Scorer, TailScorer, kind_for
+from zo_objectives.search import Search, build_search, header_of
 
 
 @dataclass
@@ -279,9 +111,10 @@ class Run:
         bench, config, scorer = self.bench, self.config, search.evaluation.scorer
         headline = bench.metrics[:1]
         self.memory.restart()
-        with Journal.open(self.output / "journal.zoj", header_of(config, search, bench)) as journal:
+        known = last_step(self.output / "history.csv")
+        with Journal.open(self.output / "journal.zoj", header_of(config, search, bench), at_most=known) as log:
             _, before = self.watch(scorer, headline, bench.test)
-            history = History(self.output / "history.csv", len(journal.coefficients))
+            history = History(self.output / "history.csv", len(log.coefficients))
             clock = Clock(history.rows[-1].seconds if history.rows else 0.0)
             last = history.rows[-1] if history.rows else None
             if last is not None:
@@ -291,7 +124,7 @@ class Run:
                 score = self.watch(scorer, headline, bench.validation)[0][headline[0].name] if due else None
                 best = history.best
                 if score is not None and (best is None or best.validation is None or score > best.validation):
-                    journal.sync()
+                    log.sync()
                     save_weights(self.output / "best.safetensors", search.weights.state_dict())
                 history.append(
                     HistoryRow(
@@ -310,11 +143,11 @@ class Run:
             if not history.rows:
                 note(0, None, None, due=True)
             every = max(1, config.steps // config.evaluations)
-            with self.bar(config.steps, len(journal.coefficients)) as bar:
+            with self.bar(config.steps, len(log.coefficients)) as bar:
                 clock.start()
                 evaluate = self.evaluator(search.evaluation)
                 for step in climb(
-                    search.weights, search.estimator, evaluate, steps=config.steps, seed=config.seed, journal=journal
+                    search.weights, search.estimator, evaluate, steps=config.steps, seed=config.seed, journal=log
                 ):
                     clock.stop()
                     done = step.t + 1
@@ -390,23 +223,8 @@ class Run:
         return rows, outputs
 
     def save_predictions(self, before: Outputs, after: Outputs) -> None:
-        examples = self.bench.splits.test
-        metric = self.bench.metrics[0]
-        records = []
-        for i, example in enumerate(examples):
-            a, b = describe(before, i, example, metric), describe(after, i, example, metric)
-            records.append(
-                {"split": "test", "id": example.id, "prompt": example.prompt, "target": target_text(example)}
-                | {
-                    "before": a[0],
-                    "after": b[0],
-                    "correct_before": a[1],
-                    "correct_after": b[1],
-                    "score_before": a[2],
-                    "score_after": b[2],
-                }
-            )
-        write_atomically(self.output / "predictions.jsonl", jsonl(records))
+        rows = records(self.bench.splits.test, before, after, self.bench.metrics[0])
+        write_atomically(self.output / "predictions.jsonl", jsonl(rows))
 
     def save(self, rows: list[ResultRow]) -> None:
         write_atomically(self.output / "results.csv", to_csv(rows, ResultRow))
@@ -417,11 +235,6 @@ def spent_so_far(pool: Pool) -> tuple[int, int, int]:
     return pool.cost.forwards, pool.cost.examples, pool.cost.tokens
 
 
-def model_name(name: str) -> str:
-    """A model's public name: the last part of a folder's path, or the whole name on the hub."""
-    return Path(name).resolve().name if Path(name).is_dir() else name
-
-
 def save_weights(path: Path, values: dict[str, Tensor]) -> None:
     """Tuned tensors as safetensors, whole or not at all."""
     temporary = path.with_name(path.name + ".new")
@@ -429,20 +242,23 @@ def save_weights(path: Path, values: dict[str, Tensor]) -> None:
     temporary.replace(path)
 
 
-def target_text(example: Example) -> str:
-    return example.options[example.label].strip() if example.options else " | ".join(example.targets)
+def model_name(name: str) -> str:
+    """A model's public name: the last part of a folder's path, or the whole name on the hub."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
-def describe(outputs: Outputs, index: int, example: Example, metric: Objective) -> tuple[str, bool | None, float | None]:
-    """What was predicted for one example, whether it is right (where that can be said), and its own score (likewise)."""
-    if isinstance(outputs, Choices):
-        chosen = int(outputs.predictions[index])
-        return example.options[chosen].strip(), chosen == example.label, None
-    if isinstance(outputs, Generations):
-        text = outputs.texts[index]
-        right = text.strip() in {t.strip() for t in example.targets} if example.targets and metric.name in BUILTIN else None
-        return text, right, metric(Generations([text]), [example]) if right is None else None
-    return "", None, float(outputs.loglikelihoods[index])
+def begun(folder: Path) -> bool:
+    """Whether anything worth keeping was written to a run's folder. Raises InputError for a half-written one."""
+    if not any((folder / name).exists() for name in ("journal.zoj", "history.csv", "results.csv")):
+        return False
+    if not (folder / "config.yaml").exists():
+        raise InputError(f"{folder} is a half-written run folder without config.yaml. Remove it or choose another --output.")
+    path = folder / "journal.zoj"
+    if path.exists() and not (folder / "history.csv").exists() and len(journal.read(path)[1]):
+        raise InputError(
+            f"{folder} has steps in its journal but no history.csv. Restore that file or choose another --output."
+        )
+    return True
 
 
 def execute(config: RunConfig, output: Path, *, bench: Workbench | None = None, show: bool = True) -> Path:
@@ -453,26 +269,18 @@ def execute(config: RunConfig, output: Path, *, bench: Workbench | None = None, 
     from zo_objectives.baselines import BASELINES
 
     make_folder(output)
-    if (output / "config.yaml").exists():
+    if begun(output):
         if (found := read_config(output)) != config:
             differing = next(n for n in RunConfig.model_fields if getattr(found, n) != getattr(config, n))
+            was, now = getattr(found, differing), getattr(config, differing)
             raise InputError(
-                f"{output} holds another run: {differing} was {getattr(found, differing)!r} there,"
-                f" and is {getattr(config, differing)!r} now."
-                " Choose another --output."
+                f"{output} holds another run: {differing} was {was!r} there, and is {now!r} now. Choose another --output."
             )
         if (output / "results.csv").exists():
             return output
-    elif any(p.name in ("journal.zoj", "history.csv", "results.csv") for p in output.iterdir()):
-        raise InputError(f"{output} is a half-written run folder without config.yaml. Remove it or choose another --output.")
     bench = bench if bench is not None and bench.serves(config) else Workbench.open(config)
     write_atomically(output / "config.yaml", dump(config))
     run = Run(bench, config, output, show=show)
     with torch.no_grad():
         run.save(BASELINES[config.method](run) if config.method in BASELINES else run.zeroth_order())
     return output
-
-
-def with_run(rows: list[ResultRow], folder: str) -> list[ResultRow]:
-    """The same rows, saying which folder they came from."""
-    return [replace(row, run=folder) for row in rows]

@@ -9,6 +9,7 @@ targets'); with a tied embedding the input side keeps its own.
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -89,7 +90,9 @@ def _with_lora(lm: CausalLM, spec: str) -> None:
         config = LoraConfig(
             r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         )
-        get_peft_model(lm.model, config)  # changes the model's layers in place
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft's notes on deprecated names and on GPT-2's transposed layers
+            get_peft_model(lm.model, config)  # changes the model's layers in place
 
 
 def select(lm: CausalLM, tune: str, tokens: Sequence[int]) -> Subset:
@@ -168,3 +171,12 @@ def merged_head(lm: CausalLM) -> None:
     lm.model.config.get_text_config().tie_word_embeddings = False
     lm.model.config.tie_word_embeddings = False
     lm.model.set_output_embeddings(plain)
+
+
+def merged_adapters(lm: CausalLM) -> None:
+    """Adds LoRA's products to the layers they belong to and takes the adapters out."""
+    for name, module in list(lm.model.named_modules()):
+        if hasattr(module, "get_base_layer") and hasattr(module, "merge"):
+            module.merge()
+            parent, _, attribute = name.rpartition(".")
+            setattr(lm.model.get_submodule(parent), attribute, module.get_base_layer())

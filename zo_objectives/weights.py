@@ -23,6 +23,7 @@ from zo_objectives.estimators import Probe, ProjectedGradient
 from zo_objectives.geometry import Geometry, tensor_id
 from zo_objectives.rules import UpdateRule
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PIECE = 1 << 22  # elements updated at a time, which bounds the scratch memory of a step
 
 
@@ -44,7 +45,7 @@ def find_tuned(model: nn.Module, names: Sequence[str]) -> tuple[Tuned, ...]:
     wanted = set(names)
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
-        for attribute, parameter in module.named_parameters(recurse=False):
+        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             owners.setdefault(id(parameter), []).append((module, attribute))
     found = [Tuned(n, p, tuple(owners[id(p)])) for n, p in model.named_parameters() if n in wanted]
     if missing := wanted - {t.name for t in found}:
@@ -52,8 +53,10 @@ def find_tuned(model: nn.Module, names: Sequence[str]) -> tuple[Tuned, ...]:
     if not found:
         raise InputError("Nothing to tune: no parameter was selected. Choose another `tune`, such as `head` or `all`.")
     for tuned in found:
-        if not tuned.parameter.is_floating_point() or not tuned.parameter.is_contiguous():
-            raise InputError(f"Parameter {tuned.name!r} is {tuned.parameter.dtype}, not a contiguous float tensor.")
+        if tuned.parameter.dtype not in DTYPES or not tuned.parameter.is_contiguous():
+            raise InputError(
+                f"Parameter {tuned.name!r} ({tuned.parameter.dtype}) is no contiguous tensor of 16 or 32-bit floats."
+            )
     return tuple(found)
 
 
@@ -84,7 +87,7 @@ def round_stochastically(values: Tensor, dtype: torch.dtype, bits: Tensor) -> Te
     raised = values.view(torch.int32) + (bits >> (16 - drop))
     rounded = (raised >> drop << drop).view(torch.float32)
     if dtype == torch.float16:
-        small = torch.floor(values * 2.0**24 + bits * 2.0**-16) * 2.0**-24
+        small = torch.floor(values * 2.0**24 + (bits >> 3) * 2.0**-13) * 2.0**-24
         rounded = torch.where(values.abs() < 2.0**-14, small, rounded)
     return rounded.to(dtype)
 

@@ -1,0 +1,585 @@
+"""What a model says: against plain one-at-a-time code, for every family, from the trunk's store, the tail, and in batches.
+
+Bound of laws 5 and 6 in float32: 1e-4 nats a log-likelihood, on models whose logits have a standard deviation above 1.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+from zo_objectives import data, hf, subsets
+from zo_objectives.errors import InputError
+from zo_objectives.estimators import Probe
+from zo_objectives.hf import CausalLM
+from zo_objectives.objectives import BUILTIN, Objective
+from zo_objectives.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.scoring import REST, Evaluation, ForwardScorer, Indices, Kind, Pool, TailScorer, kind_for, scorer_for
+from zo_objectives.subsets import LabelRows
+from zo_objectives.tail import Sites, Tail, decode
+from zo_objectives.tasks import TaskSpec, find_task, read_task
+from zo_objectives.trunk import Trunk
+
+BOUND = 1e-4
+SHARED = Path(__file__).parents[1] / ".." / "shared"
+PROMPTS = ("the film is", "a good book, a bad book, a great", "Question: is it good? Answer:", "a", "1 + 2 =", "the plot is bad and")
+ONE_TOKEN = (" good", " bad")
+SEVERAL = (" good", " bad and the plot is good", " a great film")
+PROBES = (Probe(11, 0.5), Probe(11, -0.5), REST, Probe(12, 0.5))
+TEXT = TaskSpec(
+    task="t",
+    dataset_path="x",
+    doc_to_text="text",
+    doc_to_target="answer",
+    generation_kwargs={"until": ["\n"], "max_gen_toks": 7},  # type: ignore[arg-type]
+)
+OPTIONS = TaskSpec(
+    task="t", dataset_path="x", output_type="multiple_choice", doc_to_text="text", doc_to_choice="options", doc_to_target=0
+)
+KINDS = {Kind.CHOICE: OPTIONS, Kind.LIKELIHOOD: TEXT, Kind.TEXT: TEXT}
+
+
+def choices_of(options: Sequence[str]) -> list[Example]:
+    return [tiny.choice(i, prompt, options) for i, prompt in enumerate(PROMPTS)]
+
+
+def texts() -> list[Example]:
+    return [Example(i, p, {}, targets=(t,)) for i, (p, t) in enumerate(zip(PROMPTS, ("good", "film", "yes", "b", "3", "no"), strict=True))]
+
+
+def pool_for(lm: CausalLM, kind: Kind, options: Sequence[str] = SEVERAL) -> Pool:
+    return Pool(lm, KINDS[kind], tuple(choices_of(options) if kind is Kind.CHOICE else texts()))
+
+
+def everything(pool: Pool) -> Indices:
+    return np.arange(len(pool.examples))
+
+
+def token_ids(lm: CausalLM, text: str) -> tuple[int, ...]:
+    return tuple(lm.tokenizer(text)["input_ids"])
+
+
+def log_probability(lm: CausalLM, ids: Sequence[int], start: int) -> float:
+    """The plain way: the whole sequence alone, without padding."""
+    logp = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return float(sum(logp[i - 1, ids[i]] for i in range(start, len(ids))))
+
+
+def reference(lm: CausalLM, example: Example) -> list[float]:
+    """Log-likelihoods of the options' whole texts, given the tokens all of them begin with."""
+    full = [token_ids(lm, example.prompt + o) for o in example.options]
+    start = min(len(os.path.commonprefix(full)), min(map(len, full)) - 1)
+    return [log_probability(lm, ids, start) for ids in full]
+
+
+def plain(pool: Pool, indices: Indices | None = None, probes: Sequence[Probe] = (REST,), kind: Kind = Kind.CHOICE) -> Outputs:
+    return ForwardScorer(pool, None, None).outputs(kind, probes, everything(pool) if indices is None else indices)[0]
+
+
+def numbers(outputs: Outputs) -> np.ndarray:
+    assert isinstance(outputs, Choices | Likelihoods)
+    return outputs.loglikelihoods
+
+
+def relative(values: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Log-probabilities among the options: what is left where the common normaliser is not known."""
+    return torch.tensor(np.asarray(values, dtype=np.float64)).log_softmax(-1).numpy()
+
+
+def assert_same(found: Sequence[Outputs], expected: Sequence[Outputs]) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        if isinstance(a, Generations) and isinstance(b, Generations):
+            assert list(a.texts) == list(b.texts)
+        else:
+            np.testing.assert_allclose(numbers(a), numbers(b), atol=BOUND)
+
+
+# Choices against the plain reference
+
+
+@pytest.mark.parametrize("kind", ["bos", "eos"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_options_of_several_tokens_equal_the_reference(family: str, kind: str) -> None:
+    lm = tiny.make(family, kind=kind)
+    pool = pool_for(lm, Kind.CHOICE)
+    assert not pool.choices.closed
+    np.testing.assert_allclose(numbers(plain(pool)), [reference(lm, e) for e in pool.examples], atol=BOUND)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_options_of_one_token_equal_the_reference_up_to_their_normaliser(family: str) -> None:
+    lm = tiny.make(family)
+    pool = pool_for(lm, Kind.CHOICE, ONE_TOKEN)
+    assert pool.choices.closed
+    for found, example in zip(numbers(plain(pool)), pool.examples, strict=True):
+        np.testing.assert_allclose(relative(found), relative(reference(lm, example)), atol=BOUND)
+
+
+@pytest.mark.parametrize("kind", ["bos", "eos"])
+def test_a_merge_across_the_boundary_is_scored_as_the_whole_text(kind: str) -> None:
+    lm = tiny.make("llama", kind=kind)
+    example = tiny.choice(0, "the fi", ("lm is good", "lm", "sh"))
+    prompt = token_ids(lm, example.prompt)
+    assert token_ids(lm, example.prompt + "lm")[: len(prompt)] != prompt, "the prompt's last token should merge"
+    pool = Pool(lm, OPTIONS, (example,))
+    np.testing.assert_allclose(numbers(plain(pool))[0], reference(lm, example), atol=BOUND)
+
+
+def test_ragged_option_counts_are_padded_with_minus_infinity() -> None:
+    lm = tiny.make()
+    ragged = [tiny.choice(i, p, SEVERAL[: 2 + i % 2]) for i, p in enumerate(PROMPTS)]
+    for row, example in zip(numbers(plain(Pool(lm, OPTIONS, tuple(ragged)))), ragged, strict=True):
+        np.testing.assert_allclose(row[: len(example.options)], reference(lm, example), atol=BOUND)
+        assert np.all(row[len(example.options) :] == -np.inf)
+
+
+def test_a_target_is_scored_from_the_token_that_ends_behind_the_prompt() -> None:
+    lm = tiny.make()
+    pool = pool_for(lm, Kind.LIKELIHOOD)
+    found = plain(pool, kind=Kind.LIKELIHOOD)
+    assert isinstance(found, Likelihoods)
+    for i, example in enumerate(pool.examples):
+        ids, start = token_ids(lm, f"{example.prompt} {example.targets[0]}\n"), len(token_ids(lm, example.prompt))
+        assert found.tokens[i] == len(ids) - start
+        assert found.loglikelihoods[i] == pytest.approx(log_probability(lm, ids, start), abs=BOUND)
+
+
+# Law 6: neighbours, order and batch size do not matter
+
+
+@pytest.mark.parametrize("options", [ONE_TOKEN, SEVERAL], ids=["one token", "several"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_scores_do_not_depend_on_the_batch(family: str, options: tuple[str, ...]) -> None:
+    pool = pool_for(tiny.make(family), Kind.CHOICE, options)
+    whole = numbers(plain(pool))
+    for indices in ([3], [5, 0], [4, 3, 2, 1, 0, 5], [1, 1, 1]):
+        np.testing.assert_allclose(numbers(plain(pool, np.array(indices))), whole[indices], atol=BOUND)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_scores_do_not_depend_on_the_size_of_passes(family: str) -> None:
+    lm = tiny.make(family)
+    sheet = pool_for(lm, Kind.CHOICE).choices
+    together, apart = hf.plan(lm, sheet), hf.plan(lm, sheet, tokens=1)
+    assert (len(together), len(apart)) == (1, len(sheet.sequences))
+    torch.testing.assert_close(hf.sheet_logits(lm, sheet, apart), hf.sheet_logits(lm, sheet, together), atol=BOUND, rtol=0)
+
+
+def test_passes_hold_no_more_padded_tokens_than_allowed() -> None:
+    sequences = [(1,) * n for n in (3, 50, 4, 90, 5, 5, 30)]
+    groups = hf.micro_batches(sequences, tokens=60)
+    assert sorted(i for group in groups for i in group) == list(range(7))
+    assert all(len(g) == 1 or len(g) * max(len(sequences[i]) for i in g) <= 60 for g in groups)
+
+
+def test_bfloat16_scores_stay_near_float32() -> None:
+    exact, rough = (numbers(plain(pool_for(tiny.make(dtype=d), Kind.CHOICE))) for d in (torch.float32, torch.bfloat16))
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(exact - rough).max() < 0.5
+
+
+# The trunk
+
+
+@pytest.mark.parametrize("kind", [Kind.CHOICE, Kind.LIKELIHOOD])
+@pytest.mark.parametrize("cut", range(1, tiny.DEPTH))
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_cut_scores_as_no_cut(family: str, cut: int, kind: Kind) -> None:
+    lm = tiny.make(family)
+    pool = pool_for(lm, kind)
+    subset = subsets.select(lm, f"layers:{cut}-", [])
+    assert subset.cut == cut
+    weights = tiny.weights(lm, subset)
+    trunk = Trunk(lm, cut)
+    cached, uncached = ForwardScorer(pool, weights, trunk), ForwardScorer(pool, weights, None)
+    for indices in (everything(pool), np.array([4, 1])):  # the second time from the store
+        assert_same(cached.outputs(kind, PROBES, indices), uncached.outputs(kind, PROBES, indices))
+    assert len(trunk.stored) == len(set(pool.sheet(kind).sequences))
+
+
+@pytest.mark.parametrize("limit", [0, 3000])
+def test_the_trunk_stores_no_more_than_its_limit(limit: int) -> None:
+    lm = tiny.make()
+    pool = pool_for(lm, Kind.CHOICE)
+    trunk = Trunk(lm, 2, limit)
+    scorer = ForwardScorer(pool, tiny.weights(lm, subsets.select(lm, "layers:2", [])), trunk)
+    expected = ForwardScorer(pool, scorer.weights, None).outputs(Kind.CHOICE, PROBES, everything(pool))
+    for _ in range(2):
+        assert_same(scorer.outputs(Kind.CHOICE, PROBES, everything(pool)), expected)
+    assert trunk.bytes == sum(t.nbytes for t in trunk.stored.values()) <= limit
+    assert 0 < len(trunk.stored) < len(pool.choices.sequences) if limit else not trunk.stored
+
+
+def test_the_trunk_gives_the_layers_back_after_an_error() -> None:
+    lm = tiny.make()
+    pool = pool_for(lm, Kind.CHOICE)
+    before = plain(pool)
+    trunk = Trunk(lm, 2)
+    state = trunk.states(hf.plan(lm, pool.choices)[0], pool.choices.sequences)
+    with pytest.raises(RuntimeError, match="stop"), trunk.given(state):
+        raise RuntimeError("stop")
+    assert_same([plain(pool)], [before])
+
+
+def test_trunk_hidden_states_stand_in_for_the_layers() -> None:
+    """The store is used: the cached scorer runs no layer below the cut the second time."""
+    lm = tiny.make()
+    pool = pool_for(lm, Kind.CHOICE)
+    scorer = ForwardScorer(pool, None, Trunk(lm, 2))
+    ran: list[int] = []
+    for number, layer in enumerate(lm.model.model.layers):
+        layer.register_forward_hook(lambda *_, number=number: ran.append(number))
+    scorer.outputs(Kind.CHOICE, [REST], everything(pool))
+    assert set(ran) == {0, 1, 2}
+    ran.clear()
+    scorer.outputs(Kind.CHOICE, [REST], everything(pool))
+    assert set(ran) == {2}
+
+
+# The tail
+
+
+def head_of(lm: CausalLM, pool: Pool, kind: Kind) -> tuple[ForwardScorer, TailScorer]:
+    sheet = pool.choices if kind is Kind.CHOICE else pool.targets
+    subset = subsets.select(lm, "head", sheet.columns.tolist())
+    weights = tiny.weights(lm, subset)
+    tail = scorer_for(pool, weights, subset)
+    assert isinstance(tail, TailScorer)
+    return ForwardScorer(pool, weights, None), tail
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_tail_says_what_forward_passes_say(family: str, kind: Kind) -> None:
+    lm = tiny.make(family)
+    pool = pool_for(lm, kind)
+    forward, tail = head_of(lm, pool, kind)
+    for indices in (everything(pool), np.array([4, 0])):
+        assert_same(tail.outputs(kind, PROBES, indices), forward.outputs(kind, PROBES, indices))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_tail_reads_only_the_columns_of_one_token_options(family: str) -> None:
+    lm = tiny.make(family)
+    pool = pool_for(lm, Kind.CHOICE, ONE_TOKEN)
+    forward, tail = head_of(lm, pool, Kind.CHOICE)
+    found = tail.outputs(Kind.CHOICE, PROBES, everything(pool))
+    assert_same(found, forward.outputs(Kind.CHOICE, PROBES, everything(pool)))
+    assert np.abs(numbers(found[0]) - numbers(found[1])).max() > 0.1, "the probes should differ"
+
+
+@pytest.mark.parametrize("tune", ["norms", "head"])
+def test_the_tail_serves_a_norm_alone(tune: str) -> None:
+    lm = tiny.make()
+    pool = pool_for(lm, Kind.CHOICE)
+    subset = subsets.select(lm, "pattern:^model.norm" if tune == "norms" else "head", [3])
+    weights = tiny.weights(lm, subset)
+    tail = TailScorer(pool, weights, Trunk(lm, tiny.DEPTH), subset.names)
+    expected = ForwardScorer(pool, weights, None).outputs(Kind.CHOICE, PROBES, everything(pool))
+    assert_same(tail.outputs(Kind.CHOICE, PROBES, everything(pool)), expected)
+
+
+def test_the_tail_refuses_what_lies_below() -> None:
+    lm = tiny.make()
+    with pytest.raises(InputError, match=r"model\.embed_tokens\.weight"):
+        Tail(lm, Trunk(lm, tiny.DEPTH), ["model.embed_tokens.weight"])
+
+
+def test_both_scorers_charge_the_same() -> None:
+    lm = tiny.make()
+    for kind in Kind:
+        pool = pool_for(lm, kind)
+        forward, tail = head_of(lm, pool, kind)
+        forward.outputs(kind, PROBES, everything(pool))
+        spent = (pool.cost.forwards, pool.cost.examples, pool.cost.tokens)
+        tail.outputs(kind, PROBES, everything(pool))
+        assert (pool.cost.forwards, pool.cost.examples, pool.cost.tokens) == tuple(2 * n for n in spent)
+        assert spent[:2] == (4, 24)
+
+
+# Generation
+
+
+def greedy(lm: CausalLM, ids: Sequence[int], new_tokens: int, stops: Sequence[int]) -> list[int]:
+    """The plain way: one prompt, no cache, the likeliest token each time."""
+    said: list[int] = []
+    while len(said) < new_tokens and not (said and said[-1] in stops):
+        said.append(int(lm.model(torch.tensor([[*ids, *said]])).logits[0, -1].argmax()))
+    return said
+
+
+@pytest.mark.parametrize("kind", ["bos", "eos"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_left_padded_generation_equals_one_prompt_at_a_time(family: str, kind: str) -> None:
+    lm = tiny.make(family, kind=kind)
+    prompts = [token_ids(lm, p) for p in PROMPTS]
+    free = [greedy(lm, p, 8, []) for p in prompts]
+    stops = [free[0][2], free[1][5]]
+    assert hf.generate(lm, prompts, new_tokens=8, stops=stops) == [greedy(lm, p, 8, stops) for p in prompts]
+    assert any(len(greedy(lm, p, 8, stops)) < 8 for p in prompts)
+
+
+def test_a_models_own_generation_settings_do_not_leak_in() -> None:
+    lm = tiny.make()
+    prompts = [token_ids(lm, p) for p in PROMPTS]
+    expected = [greedy(lm, p, 8, []) for p in prompts]
+    own = lm.model.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size, own.eos_token_id, own.min_new_tokens = 3.0, 1, expected[0][0], 2
+    assert hf.generate(lm, prompts, new_tokens=8, stops=[]) == expected
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_decode_equals_generate_token_by_token_for_members_that_diverge(family: str) -> None:
+    lm = tiny.make(family)
+    pool = pool_for(lm, Kind.TEXT)
+    forward, tail = head_of(lm, pool, Kind.TEXT)
+    assert forward.weights is not None
+    probes = [Probe(k, s) for k in (1, 2, 3) for s in (0.3, -0.3)]
+    prompts = list(pool.prompts)
+    stops = [greedy(lm, prompts[0], 3, [])[-1]]
+    found = decode(tail.tail, tail.sites, forward.weights.stacked(probes), prompts, new_tokens=9, stops=stops)
+    for probe, said in zip(probes, found, strict=True):
+        with forward.weights.at(probe):
+            assert said == hf.generate(lm, prompts, new_tokens=9, stops=stops)
+    assert len({str(said) for said in found}) > 3, "members should diverge"
+    assert {len(tokens) for said in found for tokens in said} > {9}, "some should stop early"
+
+
+def test_decoding_again_computes_nothing_new() -> None:
+    lm = tiny.make()
+    pool = pool_for(lm, Kind.TEXT)
+    _, tail = head_of(lm, pool, Kind.TEXT)
+    first = tail.outputs(Kind.TEXT, PROBES, everything(pool))
+    known = len(tail.sites.number)
+    assert_same(tail.outputs(Kind.TEXT, PROBES, everything(pool)), first)
+    assert len(tail.sites.number) == known
+
+
+def test_stop_tokens_are_all_that_hold_a_stop_character() -> None:
+    lm = tiny.make()
+    stops = hf.stop_tokens(lm, ["\n", "bad and"])
+    texts_ = lm.tokenizer.batch_decode([[i] for i in range(len(lm.tokenizer))])
+    assert stops == sorted({i for i, t in enumerate(texts_) if "\n" in t} | {lm.tokenizer.eos_token_id})
+
+
+def test_text_is_cut_at_the_first_stop_string() -> None:
+    lm = tiny.make()
+    tokens = token_ids(lm, "a good book\na bad film\n")
+    assert hf.text_of(lm, tokens, ["\n", "book"]) == "a good "
+    assert hf.text_of(lm, tokens, ["great"]) == "a good book\na bad film\n"
+
+
+# Label rows
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_label_rows_leave_the_input_embedding_alone(family: str) -> None:
+    lm = tiny.make(family)
+    ids = torch.tensor([token_ids(lm, PROMPTS[1])])
+    before, embedding = lm.model(ids).logits, lm.model.get_input_embeddings().weight.clone()
+    subset = subsets.select(lm, "head", [5, 9])
+    assert torch.equal(lm.model(ids).logits, before), "rows of zeros change nothing"
+    weights = tiny.weights(lm, subset)
+    head = lm.model.get_output_embeddings()
+    weights.load(weights.state_dict() | {n: torch.full((2, 32), 0.1) for n in subset.names if n.endswith(".rows")})
+    with torch.no_grad():
+        states = lm.model.base_model(ids).last_hidden_state
+    moved = lm.model(ids).logits - before
+    torch.testing.assert_close(moved[..., [5, 9]], 0.1 * states.sum(-1, keepdim=True).expand(-1, -1, 2), atol=BOUND, rtol=0)
+    moved[..., [5, 9]] = 0
+    assert not moved.any()
+    assert torch.equal(lm.model.get_input_embeddings().weight, embedding)
+    assert isinstance(head, LabelRows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_merged_head_saves_and_loads_to_the_same_logits(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    lm = tiny.make(family, dtype)
+    ids = torch.tensor([token_ids(lm, PROMPTS[1])])
+    weights = tiny.weights(lm, subsets.select(lm, "head", [5, 9]))
+    rows = next(t for t in weights.tuned if t.name.endswith(".rows"))
+    weights.load(weights.state_dict() | {rows.name: torch.linspace(-1, 1, 64, dtype=dtype).view(2, 32)})
+    embedding, tuned = lm.model.get_input_embeddings().weight.clone(), lm.model(ids).logits
+    subsets.merged_head(lm)
+    assert not isinstance(lm.model.get_output_embeddings(), LabelRows)
+    lm.model.save_pretrained(tmp_path)
+    again: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    assert torch.equal(again(ids).logits, lm.model(ids).logits)
+    assert torch.equal(again.get_input_embeddings().weight, embedding)
+    bound = BOUND if dtype == torch.float32 else 0.15  # the sum of two bfloat16 products rounds once more
+    torch.testing.assert_close(again(ids).logits, tuned, atol=bound, rtol=0)
+
+
+def test_merging_without_label_rows_changes_nothing() -> None:
+    lm = tiny.make("gpt2")
+    head = lm.model.get_output_embeddings()
+    subsets.merged_head(lm)
+    assert lm.model.get_output_embeddings() is head
+    assert lm.model.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_merged_adapters_give_plain_layers_with_the_same_logits(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    lm = tiny.make(family)
+    ids = torch.tensor([token_ids(lm, PROMPTS[1])])
+    weights = tiny.weights(lm, subsets.select(lm, "lora:2", []))
+    weights.load({n: torch.full_like(t, 0.05) for n, t in weights.state_dict().items()})
+    before, tuned = tiny.make(family).model(ids).logits, lm.model(ids).logits
+    assert float((tuned - before).abs().max()) > 0.01
+    subsets.merged_adapters(lm)
+    lm.model.save_pretrained(tmp_path)
+    again: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(ids).logits, tuned, atol=BOUND, rtol=0)
+
+
+# Subsets and anatomy
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_subsets_name_what_they_say(family: str) -> None:
+    lm = tiny.make(family)
+    names = [n for n, _ in lm.model.named_parameters()]
+    assert list(subsets.select(lm, "all", []).names) == names
+    layer = subsets.select(lm, "layers:1", [])
+    assert layer.cut == 1
+    assert layer.names and all(".1." in n for n in layer.names)
+    norms = subsets.select(lm, "norms", [])
+    assert norms.cut == 0
+    assert all("norm" in n or "ln_" in n for n in norms.names)
+    both = subsets.select(lm, "layers:2+head", [4])
+    assert both.cut == 2
+    assert set(both.names) > set(subsets.select(lm, "layers:2", []).names)
+    assert all(gain > 0 for gain in both.gains.values())
+
+
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        ("haed", "Did you mean 'head'"),
+        ("layers:3", "0 <= A <= B <= 2"),
+        ("layers:2-1", "0 <= A <= B <= 2"),
+        ("layers:x", "0 <= A <= B <= 2"),
+        ("pattern:(", "not a regular expression"),
+        ("pattern:nothing_like_it", "selects no parameter"),
+        ("lora:many", "give a rank"),
+    ],
+)
+def test_a_wrong_subset_is_refused_with_the_cure(tune: str, message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        subsets.select(tiny.make(), tune, [])
+
+
+# Law 8, and the evaluation around it
+
+
+def test_every_probe_meets_the_same_batch_in_the_same_order() -> None:
+    lm = tiny.make()
+    for kind in Kind:
+        pool = pool_for(lm, kind)
+        seen: list[tuple[Any, Any]] = []
+        handle = lm.model.register_forward_pre_hook(
+            lambda module, inputs, named: seen.append((named["input_ids"].tolist(), named["attention_mask"].tolist())), with_kwargs=True
+        )
+        met: list[list[int]] = []
+        objective = Objective("o", lambda outputs, examples: met.append([e.id for e in examples]) or 0.0, BUILTIN["cross_entropy"].needs)
+        if kind is Kind.TEXT:
+            objective = Objective("o", objective.score)
+        probes = PROBES[:2]
+        weights = tiny.weights(lm, subsets.select(lm, "layers:0", []))
+        assert Evaluation(ForwardScorer(pool, weights, None), objective).scores(probes, np.array([4, 0, 2])) == [0.0, 0.0]
+        handle.remove()
+        assert met == [[4, 0, 2], [4, 0, 2]]
+        if kind is not Kind.TEXT:  # what is generated may differ, what is read may not
+            assert len(seen) == 2
+        prompts = [s for s in seen if len(s[0][0]) > 1]
+        assert len(prompts) == 2 and prompts[0] == prompts[1]
+
+
+def test_watching_is_not_charged_and_does_not_depend_on_chunks() -> None:
+    lm = tiny.make()
+    pool = pool_for(lm, Kind.CHOICE)
+    whole, pieces = (
+        Evaluation(ForwardScorer(pool, None, None), BUILTIN["accuracy"], chunk).at_rest(everything(pool)) for chunk in (512, 4)
+    )
+    assert_same([pieces], [whole])
+    assert pool.cost.forwards == 0
+
+
+def test_what_an_objective_needs_decides_what_is_asked() -> None:
+    assert kind_for(OPTIONS, BUILTIN["accuracy"]) is Kind.CHOICE
+    assert kind_for(TEXT, BUILTIN["exact_match"]) is Kind.TEXT
+    assert kind_for(TEXT, BUILTIN["cross_entropy"]) is Kind.LIKELIHOOD
+    with pytest.raises(InputError, match="needs doc_to_target"):
+        kind_for(TEXT.model_copy(update={"doc_to_target": None}), BUILTIN["cross_entropy"])
+
+
+# Input that cannot work
+
+
+def test_options_with_the_same_tokens_are_refused() -> None:
+    with pytest.raises(InputError, match=r"Example 7: options ' good' and ' good' are the same tokens"):
+        _ = Pool(tiny.make(), OPTIONS, (tiny.choice(7, "a", (" good", " bad", " good")),)).choices
+
+
+def test_a_prompt_longer_than_the_context_is_refused() -> None:
+    lm = tiny.make()
+    with pytest.raises(InputError, match=r"Example 3 is \d+ tokens long.* takes 64.*long_prompts=drop"):
+        _ = Pool(lm, OPTIONS, (tiny.choice(3, "the film " * 60, ONE_TOKEN),)).choices
+    with pytest.raises(InputError, match=r"Example 3 .* with its 7 new tokens"):
+        _ = Pool(lm, TEXT, (Example(3, "a " * 60, {}, targets=("b",)),)).prompts
+
+
+def test_an_option_with_nothing_before_it_is_refused() -> None:
+    with pytest.raises(InputError, match="nothing comes before the option"):
+        _ = Pool(tiny.make(kind="eos"), OPTIONS, (tiny.choice(0, "", ("good", "bad")),)).choices
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("./nowhere", "does not exist"), ("a/b/c", "does not exist"), ("EMPTY", "has no config.json")]
+)
+def test_a_model_that_is_not_there_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        hf.load(str(tmp_path) if name == "EMPTY" else name)
+
+
+def test_the_beginning_of_text_comes_once_and_the_end_of_text_never() -> None:
+    lm = tiny.make()
+    ids, ends = hf.encode(lm, "a good book")
+    assert ids[0] == 0 and 0 not in ids[1:] and lm.tokenizer.eos_token_id not in ids
+    assert ends == [0, *(end for _, end in lm.tokenizer("a good book", return_offsets_mapping=True)["offset_mapping"][1:])]
+    without = CausalLM(lm.model, tiny.tokenizer("eos"), "gpt2-like")
+    assert hf.encode(without, "a good book")[0][0] != 0
+
+
+# A real model
+
+
+@pytest.mark.skipif(not (SHARED / "models" / "TinyStories-656K").is_dir(), reason="../shared has no TinyStories-656K")
+def test_tinystories_is_at_chance_on_sst2() -> None:
+    lm = hf.load(str(SHARED / "models" / "TinyStories-656K"))
+    spec = read_task(find_task("sst2"))
+    examples = data.load(spec, SHARED / "data", sizes=(1, 1, None)).test
+    pool = Pool(lm, spec, examples)
+    outputs = Evaluation(ForwardScorer(pool, None, None), BUILTIN["accuracy"]).at_rest(everything(pool))
+    assert 0.49 <= BUILTIN["accuracy"](outputs, examples) <= 0.54
+    assert outputs.predictions.min() == 0 and outputs.predictions.max() == 1
+
+
+def test_sites_are_shared_between_equal_prefixes() -> None:
+    lm = tiny.make()
+    sites = Sites(lm, Trunk(lm, tiny.DEPTH))
+    sites.ensure([(1, 2, 3), (1, 2), (1, 2, 3)])
+    first = sites.at([sites.number[(1, 2, 3)]]).clone()
+    sites.ensure([(1, 2, 3, 4), (1, 2)])
+    assert len(sites.number) == 3
+    assert sites.table is not None and len(sites.table) == 3
+    assert torch.equal(sites.at([sites.number[(1, 2, 3)]]), first)

@@ -1,0 +1,93 @@
+"""What the search side's tests share: a small model whose weights are made by arithmetic, and ways to look at it and run it."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from zo_objectives.geometry import Dense, Scaled
+from zo_objectives.hf import CausalLM
+from zo_objectives.outputs import Example
+from zo_objectives.rules import make_rule
+from zo_objectives.subsets import Subset
+from zo_objectives.weights import Weights
+
+CONTEXT = 64
+DEPTH = 3
+FAMILIES = ("llama", "opt", "gpt2", "qwen2", "mistral")
+TIED = ("opt", "gpt2", "qwen2")
+LINES = (
+    "the film is good and the plot is bad",
+    "a good book, a bad book, a great film",
+    "Question: is it good? Answer: yes\nQuestion: is it bad? Answer: no",
+    "1 + 2 = 3\n4 + 5 = 9\n12 + 30 = 42",
+) * 4
+
+
+@cache
+def tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """`bos`: begins every text with <s> by itself, as LLaMA's; `eos`: begins with nothing, and bos is eos, as in GPT-2."""
+    specials = ["<s>", "</s>"] if kind == "bos" else ["<|endoftext|>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bytes_ = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        LINES, trainers.BpeTrainer(vocab_size=300, special_tokens=specials, initial_alphabet=bytes_, show_progress=False)
+    )
+    if kind == "bos":
+        bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=specials[0], eos_token=specials[-1])
+
+
+def _config(family: str, vocabulary: int) -> Any:
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 4}
+    common = {"vocab_size": vocabulary, "max_position_embeddings": CONTEXT, "tie_word_embeddings": family in TIED}
+    common |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+    grouped = {"intermediate_size": 48, "num_key_value_heads": 2}
+    match family:
+        case "llama":
+            return LlamaConfig(**sizes, **common, **grouped)
+        case "mistral":
+            return MistralConfig(**sizes, **common, **grouped, sliding_window=6)
+        case "qwen2":
+            window = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+            return Qwen2Config(**sizes, **common, **grouped, **window)
+        case "opt":
+            return OPTConfig(**sizes, **common, ffn_dim=48, word_embed_proj_dim=32)
+        case "gpt2":
+            return GPT2Config(n_embd=32, n_layer=DEPTH, n_head=4, n_positions=CONTEXT, **common)
+    raise AssertionError(family)
+
+
+def make(family: str = "llama", dtype: torch.dtype = torch.float32, kind: str = "bos") -> CausalLM:
+    """A model in which every tensor is random, norms and biases too, so that nothing cancels by chance."""
+    words = tokenizer(kind)
+    model: Any = AutoModelForCausalLM.from_config(_config(family, len(words)), dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if "norm" in name or re.search(r"\bln_\w+\.weight", name) else 0.0
+            parameter.copy_(centre + 0.25 * torch.randn(parameter.shape, generator=generator))
+    return CausalLM(model.eval().requires_grad_(False), words, f"tiny-{family}")
+
+
+def choice(index: int, prompt: str, options: Sequence[str], label: int = 0) -> Example:
+    return Example(index, prompt, {"text": prompt}, tuple(options), label)
+
+
+def weights(lm: CausalLM, subset: Subset, store: str = "inference") -> Weights:
+    rule = make_rule("sgd", learning_rate=0.1, schedule="constant", steps=10, weight_decay=0.0)
+    return Weights(lm.model, subset.names, geometry=Scaled(Dense(), subset.gains), rule=rule, store=store)

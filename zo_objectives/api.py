@@ -1,0 +1,54 @@
+"""The Python entry point: a task, a metric or reward of the user's, a model; out comes the tuned model with its figures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from zo_objectives.bench import Workbench
+from zo_objectives.config import make_config, merge, method_settings, task_settings
+from zo_objectives.objectives import Objective, from_callable
+from zo_objectives.replay import restore
+from zo_objectives.run import execute
+from zo_objectives.tasks import load_task
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A finished run: its folder and its result rows (see results.ResultRow for the columns)."""
+
+    folder: Path
+    results: pd.DataFrame
+
+    def model(self) -> tuple[Any, Any]:
+        """The tuned transformers model, at its best step on validation, and its tokenizer."""
+        restored = restore(self.folder)
+        return restored.lm.model, restored.lm.tokenizer
+
+
+def tune(
+    task: str,
+    *,
+    objective: str | Callable[..., Any] | Objective | None = None,
+    output: str | Path | None = None,
+    show: bool = True,
+    **settings: Any,
+) -> Tuned:
+    """Tunes a model on a task with forward passes only; the same as `zo-objectives run`, with any callable as objective.
+
+    `task` is a name or a YAML file, `objective` a name or a callable (see objectives.py for the forms), `settings` are
+    those of config.RunConfig. A run that was left in `output` is taken up again. Raises InputError, RunError.
+    """
+    own = None if objective is None or isinstance(objective, str) else objective
+    resolved = own if isinstance(own, Objective) or own is None else from_callable(own)
+    name = objective if isinstance(objective, str) else None
+    spec, _ = load_task(task, Path(settings["include_path"]) if settings.get("include_path") else None)
+    given = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+    method = given.setdefault("method", "zo")
+    merged = method_settings(merge(task_settings(spec), given), method)
+    config = make_config({**merged, "task": task, "objective": name})
+    folder = Path(output) if output else Path("runs") / f"{Path(task).stem}-{method}-seed{config.seed}"
+    execute(config, folder, bench=Workbench.open(config, resolved) if resolved else None, show=show)
+    return Tuned(folder, pd.read_csv(folder / "results.csv"))
