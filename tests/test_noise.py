@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CPU, FIXED, LAWS
+from small import CPU, FIXED, LAWS
 
 from zo_objectives import keys, noise
 from zo_objectives.noise import Law

@@ -1,4 +1,4 @@
-"""Objectives: equal to scikit-learn, SQuAD's script and torch; a user's callable works or is refused by name, never scored 0."""
+"""Objectives equal scikit-learn, SQuAD's script and torch; a user's callable works or is refused by name, never scored 0."""
 
 import math
 import os

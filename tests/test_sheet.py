@@ -61,7 +61,10 @@ def test_likelihoods_add_up_to_the_naive_sum(given_: list[tuple[list[Ids], int]]
     for row, (full, start) in zip(got, given_, strict=True):
         logits = [[table[hash(ids[:i]) % 100] for i in range(start, len(ids))] for ids in full]
         expected = [
-            sum(at[token] - (0.0 if sheet.closed else math.log(np.exp(at).sum())) for at, token in zip(ats, ids[start:], strict=True))
+            sum(
+                at[token] - (0.0 if sheet.closed else math.log(np.exp(at).sum()))
+                for at, token in zip(ats, ids[start:], strict=True)
+            )
             for ats, ids in zip(logits, full, strict=True)
         ]
         np.testing.assert_allclose(row[: len(full)], expected, atol=1e-9)

@@ -1,4 +1,4 @@
-"""What the search side's tests share: a small model whose weights are made by arithmetic, and ways to look at it and run it."""
+"""Tiny random causal models of five families, with byte-level BPE tokenizers trained on a few lines: offline, in no time."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
@@ -27,6 +29,7 @@ from zo_objectives.weights import Weights
 CONTEXT = 64
 DEPTH = 3
 FAMILIES = ("llama", "opt", "gpt2", "qwen2", "mistral")
+UNPLAIN = ("granite", "gemma2")  # logits are scaled, or capped, behind the output head
 TIED = ("opt", "gpt2", "qwen2")
 LINES = (
     "the film is good and the plot is bad",
@@ -38,8 +41,11 @@ LINES = (
 
 @cache
 def tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """`bos`: begins every text with <s> by itself, as LLaMA's; `eos`: begins with nothing, and bos is eos, as in GPT-2."""
-    specials = ["<s>", "</s>"] if kind == "bos" else ["<|endoftext|>"]
+    """`bos`: begins every text with <s> by itself, as LLaMA's; `eos`: begins with nothing, and bos is eos, as in GPT-2.
+
+    `left out`: leaves <s> to the caller; `both ends`: puts in <s> and </s>.
+    """
+    specials = ["<|endoftext|>"] if kind == "eos" else ["<s>", "</s>"]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -47,8 +53,8 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
     bpe.train_from_iterator(
         LINES, trainers.BpeTrainer(vocab_size=300, special_tokens=specials, initial_alphabet=bytes_, show_progress=False)
     )
-    if kind == "bos":
-        bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    if template := {"bos": "<s> $A", "both ends": "<s> $A </s>"}.get(kind):
+        bpe.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0), ("</s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=specials[0], eos_token=specials[-1])
 
 
@@ -67,6 +73,10 @@ def _config(family: str, vocabulary: int) -> Any:
             return Qwen2Config(**sizes, **common, **grouped, **window)
         case "opt":
             return OPTConfig(**sizes, **common, ffn_dim=48, word_embed_proj_dim=32)
+        case "granite":
+            return GraniteConfig(**sizes, **common, **grouped, logits_scaling=4.0)
+        case "gemma2":
+            return Gemma2Config(**sizes, **common, **grouped, head_dim=8, final_logit_softcapping=2.0)
         case "gpt2":
             return GPT2Config(n_embd=32, n_layer=DEPTH, n_head=4, n_positions=CONTEXT, **common)
     raise AssertionError(family)

@@ -315,9 +315,10 @@ def objectives_ls() -> None:
 
 
 def _quiet_libraries() -> None:
-    """Environment of the heavy libraries: no telemetry, no warnings about threads in tokenizers."""
+    """Environment of the heavy libraries, before they are imported: threads that wait do not spin, no telemetry."""
     import os
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine down tenfold
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -1,5 +1,6 @@
 """The configuration of a run: every setting, its default and its unit, validated where it enters."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ METHODS = {
 class FineTuning(BaseModel):
     """Settings of the backprop baseline."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     learning_rates: tuple[float, ...] = Field((3e-4, 1e-3, 3e-3), min_length=1)
     steps: int = Field(200, ge=1, description="optimiser steps for each learning rate")
@@ -32,7 +33,7 @@ class FineTuning(BaseModel):
 class RunConfig(BaseModel):
     """All that a run depends on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     task: str
     model: str = "reviews-1m"
@@ -88,15 +89,24 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Settings:
     return merged
 
 
+def _numbers(value: Any) -> Any:
+    """`value` with texts such as 1e-3, which YAML 1.1 takes for words, as the numbers they are."""
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else value
+
+
 def parse_set(assignments: Sequence[str]) -> Settings:
     """Settings from `a.b=c` texts; the right side is read as YAML, and numbers such as 1e-3 as numbers."""
     settings: Settings = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise InputError(f"--set {assignment!r}: write key=value, as in --set learning_rate=0.1.")
         try:
-            value = yaml.safe_load(text)
+            value = _numbers(yaml.safe_load(text))
         except yaml.YAMLError as error:
             raise InputError(f"--set {assignment!r}: {text!r} is not a value.") from error
         for part in reversed(key.split(".")):
@@ -109,7 +119,7 @@ def method_settings(settings: Mapping[str, Any], method: str) -> Settings:
     """Settings with those under `methods.<method>` laid over them."""
     own = dict(settings)
     methods = own.pop("methods", {})
-    if not isinstance(methods, Mapping):
+    if not isinstance(methods, Mapping) or not all(isinstance(m, Mapping) for m in methods.values()):
         raise InputError("The setting `methods` must hold one mapping for each method, as in --set methods.zo.scale=0.5.")
     for name in methods:
         if name not in METHODS:

@@ -93,6 +93,8 @@ def _with_all_splits(rows: dict[str, list[Row]], spec: TaskSpec) -> dict[str, li
             raise InputError(f"Task {spec.task!r} has neither a validation nor a test split to measure on.")
         rows["test"] = rows.pop("validation")
     if "validation" not in rows:
+        if len(rows["train"]) < 2:
+            raise InputError(f"Task {spec.task!r}: train has one example, too few to cut a validation split from.")
         order = np.random.default_rng(0).permutation(len(rows["train"]))
         cut = min(500, max(1, len(order) // 5))
         train = rows["train"]

@@ -254,7 +254,7 @@ def text_of(lm: CausalLM, tokens: Sequence[int], until: Sequence[str]) -> str:
 
 @contextmanager
 def _no_settings(model: Any) -> Iterator[None]:
-    """While open, `generate` fills in nothing from the model's own settings, such as a repetition penalty: greedy is greedy."""
+    """While open, `generate` fills in none of the model's own settings, such as a repetition penalty: greedy is greedy."""
     own, model.generation_config = model.generation_config, type(model.generation_config)()
     try:
         yield

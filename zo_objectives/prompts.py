@@ -29,7 +29,7 @@ def render(template: str, row: Row, where: str) -> Any:
         return _compile(template).render(**row)
     except UndefinedError as error:
         raise InputError(f"{where}: {error.message}. The data has the columns {', '.join(map(str, row))}.") from error
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise InputError(f"{where}: the template {template!r} is wrong: {error}.") from error
 
 
@@ -73,5 +73,7 @@ def targets(spec: str | list[str], row: Row, where: str) -> tuple[str, ...]:
         except (ValueError, SyntaxError):
             return (value,)
     if isinstance(value, (list, tuple)):
+        if not value:
+            raise InputError(f"{where}: the list of right answers is empty. Drop such rows from the data.")
         return tuple(dict.fromkeys(str(v) for v in value))
     return (str(value),)

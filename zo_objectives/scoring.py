@@ -36,7 +36,7 @@ from zo_objectives.objectives import Needs, Objective
 from zo_objectives.outputs import Choices, Example, Generations, Likelihoods, Outputs
 from zo_objectives.sheet import Ids, Sheet
 from zo_objectives.subsets import Subset
-from zo_objectives.tail import Sites, Tail, decode
+from zo_objectives.tail import Sites, Tail, decode, is_plain
 from zo_objectives.tasks import TaskSpec, apply_filters
 from zo_objectives.trunk import Trunk
 from zo_objectives.weights import Weights
@@ -225,7 +225,7 @@ def scorer_for(
     if subset.cut == 0:
         return ForwardScorer(pool, weights, None)
     trunk = Trunk(pool.lm, subset.cut, trunk_bytes)
-    if subset.cut == trunk.where.depth:
+    if subset.cut == trunk.where.depth and is_plain(pool.lm, trunk):
         return TailScorer(pool, weights, trunk, subset.names, sites)
     return ForwardScorer(pool, weights, trunk)
 

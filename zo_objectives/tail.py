@@ -4,7 +4,7 @@ Hidden states entering the norm are computed once for each site (a prefix of tok
 say the same things, so the states of what has been said before are looked up in a tree of prefixes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,26 @@ from zo_objectives.subsets import LabelRows
 from zo_objectives.trunk import Trunk
 
 Stacked = Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def is_plain(lm: CausalLM, trunk: Trunk) -> bool:
+    """Whether logits are the head of the final norm and nothing else: some families scale, cap or project around them."""
+    head, seen = lm.model.get_output_embeddings(), {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen[name] = (inputs[0], output)
+
+        return hook
+
+    handles = [trunk.where.norm.register_forward_hook(note("norm")), head.register_forward_hook(note("head"))]
+    try:
+        logits = lm.model(input_ids=torch.tensor([[lm.padding]], device=lm.device), use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.equal(seen["norm"][1], seen["head"][0]) and torch.equal(seen["head"][1], logits)
 
 
 class Tail:
@@ -36,7 +56,8 @@ class Tail:
 
     def normed(self, stacked: Stacked, hidden: Tensor) -> Tensor:
         """The final norm under every member's weights, [members, sites, d]; `hidden` is [sites, d], or has members too."""
-        own = {short: stacked[name] for name, short in self.norm_names.items()}
+        live = dict(self.norm.named_parameters())  # a probe's weights are rounded to the model's dtype, as in a forward pass
+        own = {short: stacked[name].to(live[short].dtype) for name, short in self.norm_names.items()}
         each = 0 if hidden.dim() == 3 else None
         if not own:
             normed: Tensor = self.norm(hidden)
@@ -60,7 +81,7 @@ class Tail:
         place = np.arange(len(tokens)) if columns is None else np.flatnonzero(np.isin(tokens, columns))
         at = tokens[place] if columns is None else np.searchsorted(columns, tokens[place])
         rows = stacked.get(self.rows_name, self.head.rows)[..., torch.from_numpy(place).to(logits.device), :]
-        added = torch.matmul(normed.float(), rows.float().transpose(-1, -2))
+        added = torch.matmul(normed.float(), rows.to(self.head.rows.dtype).float().transpose(-1, -2))
         return logits.index_add(-1, torch.from_numpy(at).to(logits.device), added)
 
 

@@ -1,5 +1,6 @@
 """Tasks: data files in a strict subset of lm-evaluation-harness's YAML, with one `zo:` block of our own."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,15 @@ class Filter(_Strict):
     regex_pattern: str = r"#### (\-?[0-9\.\,]+)"
     group_select: int = 0
     fallback: str = "[invalid]"
+
+    @field_validator("regex_pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from error
+        return value
 
 
 class FilterPipeline(_Strict):
@@ -159,8 +169,11 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a mapping of fields, found {type(content).__name__}.")
     includes = content.pop("include", [])
+    includes = [includes] if isinstance(includes, str) else includes
+    if not isinstance(includes, list) or not all(isinstance(i, str) for i in includes):
+        raise InputError(f"{path}: field 'include' must be a file's name or a list of them, found {includes!r}.")
     merged: dict[str, Any] = {}
-    for include in [includes] if isinstance(includes, str) else includes:
+    for include in includes:
         merged |= _read_yaml(path.parent / include, (*seen, path))
     return merged | content
 
@@ -181,12 +194,10 @@ def _explain(error: ValidationError, content: Mapping[str, Any]) -> str:
 def _explain_one(where: tuple[int | str, ...], kind: str, message: str) -> str:
     field = ".".join(map(str, where)) or "the file"
     if kind == "extra_forbidden":
-        known = list(TaskSpec.model_fields) if len(where) == 1 else list(Zo.model_fields) if where[0] == "zo" else []
-        return (
-            f"field {field!r} is not supported. {unknown('field', str(where[-1]), known)}"
-            if known
-            else f"field {field!r} is not supported"
-        )
+        inner: dict[int | str, type[BaseModel]] = {"zo": Zo, "generation_kwargs": GenerationKwargs, "metric_list": Metric}
+        inner["filter_list"] = Filter if "filter" in where else FilterPipeline
+        known = TaskSpec if len(where) == 1 else inner[where[0]]
+        return f"field {field!r} is not supported. {unknown('field', str(where[-1]), known.model_fields)}".removesuffix(".")
     return f"field {field!r}: {message.removeprefix('Value error, ')}"
 
 
@@ -199,14 +210,12 @@ def load_task(name: str, include_path: Path | None = None) -> tuple[TaskSpec, Pa
 
 def apply_filters(pipelines: Sequence[FilterPipeline], text: str) -> str:
     """Generated text after the first pipeline's steps, in order."""
-    import re
-
     for step in pipelines[0].filter if pipelines else ():
         match step.function:
             case "regex":
                 found = re.findall(step.regex_pattern, text)
                 value = found[step.group_select] if -len(found) <= step.group_select < len(found) else step.fallback
-                text = value if isinstance(value, str) else next((g for g in value if g), step.fallback)
+                text = (value if isinstance(value, str) else next((g for g in value if g), step.fallback)).strip()
             case "remove_whitespace":
                 text = text.strip()
             case "lowercase":

@@ -1,0 +1,127 @@
+"""Who may import whom. An edge that is not in the table fails, and so does an entry of the table that no longer has one."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import zo_objectives
+
+FOLDER = Path(zo_objectives.__file__).parent
+SEARCH = {
+    "errors": "",
+    "keys": "",
+    "noise": "keys",
+    "geometry": "keys noise",
+    "estimators": "errors keys",
+    "rules": "errors",
+    "weights": "errors estimators geometry noise rules",
+    "journal": "errors estimators keys weights",
+    "loop": "errors estimators journal keys weights",
+}
+LANGUAGE = {
+    "outputs": "",
+    "metrics": "",
+    "objectives": "errors metrics outputs",
+    "prompts": "errors",
+    "prepare": "errors",
+    "tasks": "errors",
+    "data": "errors outputs prepare prompts tasks",
+    "sheet": "",
+    "hf": "errors outputs sheet",
+    "anatomy": "errors",
+}
+BRIDGE = {
+    "subsets": "anatomy errors geometry hf",
+    "trunk": "anatomy hf sheet",
+    "tail": "errors hf sheet subsets trunk",
+    "scoring": "errors estimators hf objectives outputs sheet subsets tail tasks trunk weights",
+    "config": "errors tasks",
+    "bench": "config data errors hf objectives outputs scoring tail tasks",
+    "search": "bench config errors estimators geometry hf journal noise results rules scoring subsets weights",
+    "run": "baselines bench config errors estimators journal loop objectives outputs predictions results scoring search",
+    "baselines": "errors hf objectives results run scoring sheet",
+    "predictions": "objectives outputs",
+    "replay": "config errors hf journal noise results search subsets weights",
+    "compare": "bench config errors report results run tasks",
+    "validate": "data errors hf objectives outputs scoring tasks",
+    "results": "errors",
+    "charts": "",
+    "report": "charts errors",
+    "pretrain": "errors",
+    "api": "bench config objectives replay run tasks",
+    "cli": "compare config errors objectives replay report results run tasks validate",
+    "__main__": "cli",
+    "__init__": "api errors estimators geometry journal loop noise rules weights",
+}
+TABLE = {name: set(edges.split()) for side in (SEARCH, LANGUAGE, BRIDGE) for name, edges in side.items()}
+LIBRARIES = {  # beside the standard library; at module level, and inside functions
+    **dict.fromkeys(SEARCH, ("numpy torch", "")),
+    **dict.fromkeys(LANGUAGE, ("", "")),
+    **{name: ("numpy", "") for name in ("outputs", "metrics", "objectives")},
+    "prompts": ("jinja2", ""),
+    "tasks": ("pydantic yaml", ""),
+    "data": ("numpy", "datasets"),
+    "sheet": ("numpy torch", ""),
+    "hf": ("numpy torch", "transformers"),
+    "anatomy": ("torch", ""),
+    "subsets": ("torch", "peft"),
+}
+CHEAP = ("zo_objectives", "zo_objectives.cli", "zo_objectives.tasks", "zo_objectives.config")
+HEAVY = ("torch", "transformers", "pandas", "datasets", "evaluate", "sklearn", "numpy")
+
+
+def imports(name: str, *, top: bool = False) -> Iterator[str]:
+    """The full names of what a module imports: anywhere in it, or where it is read (`top`)."""
+    tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    for node in tree.body if top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{name}.py: no relative imports"
+            of_package = node.module == "zo_objectives"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names) if of_package else (node.module,)
+
+
+def ours(name: str, *, top: bool = False) -> set[str]:
+    return {i.split(".")[1] for i in imports(name, top=top) if i.startswith("zo_objectives.")}
+
+
+def libraries(name: str, *, top: bool = False) -> set[str]:
+    roots = {i.partition(".")[0] for i in imports(name, top=top)}
+    return roots - set(sys.stdlib_module_names) - {"zo_objectives"}
+
+
+def test_every_module_has_its_place() -> None:
+    assert {p.stem for p in FOLDER.glob("*.py")} == set(TABLE)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_module_imports_what_the_table_says(name: str) -> None:
+    assert ours(name) == TABLE[name]
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_module_uses_the_libraries_that_the_table_says(name: str) -> None:
+    at_top, inside = (set(names.split()) for names in LIBRARIES[name])
+    assert libraries(name, top=True) <= at_top
+    assert libraries(name) <= at_top | inside
+
+
+def test_the_two_sides_do_not_know_each_other() -> None:
+    assert all(TABLE[name] <= set(SEARCH) for name in SEARCH)
+    assert all(TABLE[name] <= set(LANGUAGE) | {"errors"} for name in LANGUAGE)
+
+
+def test_no_module_needs_itself_to_be_read() -> None:
+    assert list(TopologicalSorter({name: ours(name, top=True) for name in TABLE}).static_order())
+
+
+def test_listing_commands_load_nothing_heavy() -> None:
+    code = f"import sys; import {', '.join(CHEAP)}; print(*(m for m in {HEAVY} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
