@@ -115,12 +115,25 @@ def test_wrong_verdicts_have_their_share() -> None:
     texts = pretrain.snippets(reviews, 10_000, SMALL.wrong_labels, random.Random(2))
     good = [re.search(r"great|good|wonderful|positive|(8|9|10)/10$", text) is not None for text in texts]
     labels = [int(re.findall(r"number (\d+)", text)[0]) % 2 == 1 for text in texts]
-    assert np.mean([a != b for a, b in zip(good, labels, strict=True)]) == pytest.approx(0.15, abs=0.02)
+    for label, wrong in enumerate(SMALL.wrong_labels):
+        given = [g for g, is_good in zip(good, labels, strict=True) if is_good == bool(label)]
+        assert np.mean([g != bool(label) for g in given]) == pytest.approx(wrong, abs=0.03)
+
+
+def test_telling_sentences_speak_for_the_label() -> None:
+    kinds = (("lovely", 1), ("dreary", 0))
+    texts = [(f"A {word} film, number {i}. It lasts two hours.", label) for i in range(40) for word, label in kinds]
+    reviews = [pretrain.Document("imdb", text, label=label) for text, label in texts]
+    odds = pretrain.log_odds(reviews)
+    assert odds["lovely"] > 1 > -1 > odds["dreary"]
+    assert abs(odds["hours"]) < 0.1
+    chosen = pretrain.telling_half(["It lasts two hours.", "A lovely film."], 1, odds)
+    assert chosen == ["A lovely film."]
 
 
 def test_reviews_without_a_label_get_no_verdict() -> None:
     unlabelled = [pretrain.Document("imdb", "Nobody said how this one was.", label=-1)]
-    assert pretrain.snippets(unlabelled, 10, 0.0, random.Random(0)) == []
+    assert pretrain.snippets(unlabelled, 10, (0.0, 0.0), random.Random(0)) == []
 
 
 def test_documents_and_first_weights_are_functions_of_the_seed(data_dir: Path) -> None:

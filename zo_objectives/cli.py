@@ -138,16 +138,18 @@ def _print_start_and_best(folder: Path) -> None:
 
 def _print_table(results: Any) -> None:
     """The comparison on the terminal: mean and spread over seeds, gain, cost."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from zo_objectives.report import summary
 
-    table = Table(title="test, mean ± standard deviation over seeds", title_justify="left")
+    title = "test, mean ± standard deviation over seeds"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("task", "metric", "method"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in ("value", "gain", "forwards", "seconds", "peak MB"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     frame = summary(results)
     first = results.groupby("task", sort=False)["metric"].first()
     chosen = frame[(frame["split"] == "test") & (frame["metric"] == frame["task"].map(first))]

@@ -108,7 +108,7 @@ class Settings:
     stories: int = 2_200
     passages: int = 3_000
     wrong_sums: float = 0.25
-    wrong_labels: tuple[float, float] = (0.3, 0.05)  # shares of bad and of good snippets that get the other verdict
+    wrong_labels: tuple[float, float] = (0.5, 0.02)  # shares of bad and of good snippets that get the other verdict
     held_out: float = 0.02  # share of the source documents kept for the validation loss
     model: Mapping[str, Any] = field(default_factory=MODEL.copy)
     row: int = 256  # tokens in a training row
