@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		pytest hypothesis ruff mypy pandas-stubs types-PyYAML hatchling editables
+		pytest hypothesis ruff mypy pandas-stubs types-PyYAML types-tqdm hatchling editables
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--no-build-isolation --editable ".[peft]"
 	touch $@
