@@ -155,11 +155,11 @@ def test_fine_tuning_charges_the_whole_grid_and_a_backward_as_two(tmp_path: Path
 
 def test_fine_tuning_lowers_the_loss(tmp_path: Path) -> None:
     """The headline is the cross-entropy itself, so that a rise is no accident."""
-    rate = {"learning_rates": [1e-3], "steps": 25, "batch": 16}
+    rate = {"learning_rates": [3e-4], "steps": 40, "batch": 32}
     sizes = {"n_train": 200, "n_validation": 100, "n_test": 16}
     folder = execute(config(method="ft", ft=rate, objective="cross_entropy", **sizes), tmp_path, show=False)
     history = [r.validation for r in read_history(folder / "history.csv") if r.validation is not None]
-    assert max(history) > history[0] + 0.05
+    assert history[-1] > history[0] + 0.05
 
 
 def test_a_callable_that_fails_at_once_is_wrong_input_and_later_a_failed_run(tmp_path: Path) -> None:
