@@ -67,7 +67,7 @@ class Run:
             initial=initial,
             desc=name,
             unit="step",
-            disable=not self.show,
+            disable=None if self.show else True,  # None: off where the output is no terminal
             dynamic_ncols=True,
             leave=False,
         ) as bar:
