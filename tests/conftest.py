@@ -1,5 +1,6 @@
 """What every test begins with."""
 
+import math
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def eager_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test pays for eager seconds of the tests before it: a long session would start to compile in the middle."""
-    if noise := sys.modules.get("zo_objectives.noise"):
-        monkeypatch.setattr(noise, "compiler", noise._Compiler())
+    """Noise stays eager, however long the session: a test that wants kernels makes its own."""
+    if kernels := sys.modules.get("zo_objectives.kernels"):
+        monkeypatch.setattr(kernels, "on_cpu", kernels.Kernels(payback=math.inf))
+        monkeypatch.setattr(kernels, "elsewhere", kernels.Fused())

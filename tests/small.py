@@ -1,60 +1,37 @@
-"""What the search side's tests share: a small model with weights made by arithmetic, and ways to look at it and run it."""
+"""What the search side's tests share: a small model, and ways to look at it and run it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 from hypothesis import settings
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zo_objectives import rules
+from zo_objectives import rules, schedules
 from zo_objectives.estimators import Probe, Spsa
-from zo_objectives.geometry import Dense, Geometry
-from zo_objectives.journal import Header, Journal
-from zo_objectives.loop import climb, sequential
+from zo_objectives.geometry import Dense, Geometry, Leaf
+from zo_objectives.journal import Header, Journal, Record
+from zo_objectives.loop import climb
+from zo_objectives.members import sequential
 from zo_objectives.noise import Law
 from zo_objectives.rules import UpdateRule
+from zo_objectives.testing import CPU, DTYPES, IDS, bits, drawn, score, tuned_names
+from zo_objectives.testing import Toy as Tiny
 from zo_objectives.weights import Weights
 
 FIXED = settings(derandomize=True, max_examples=30, deadline=None, database=None)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STORES = ("inference", "master")
 LAWS = tuple(Law)
-CPU = torch.device("cpu")
-IDS = torch.tensor([[1, 2, 3], [0, 6, 2]])
-
-
-class Tiny(nn.Module):
-    """Embedding, linear layer, a parameter and a buffer of its own, and a head tied to the embedding."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.emb = nn.Embedding(7, 4)
-        self.lin = nn.Linear(4, 4)
-        self.head = nn.Linear(4, 7, bias=False)
-        self.head.weight = self.emb.weight
-        self.temperature = nn.Parameter(torch.empty(()))
-        self.register_buffer("shift", torch.full((7,), 0.25))
-        for row, parameter in enumerate(self.parameters()):
-            count = torch.arange(parameter.numel()).view(parameter.shape)
-            parameter.data = ((count * 37 + row * 11 + 5) % 101 - 50).double().div(60).float()
-        self.to(dtype)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.head(torch.tanh(self.lin(self.emb(ids)))) * self.temperature + self.shift
-        return out
-
-
-def tuned_names(model: nn.Module) -> list[str]:
-    return [name for name, _ in model.named_parameters()]
+__all__ = ["CPU", "DTYPES", "IDS", "Tiny", "bits", "score", "tuned_names"]
 
 
 def sgd(rate: float = 0.02, weight_decay: float = 0.01) -> UpdateRule:
-    return rules.sgd(rules.constant(rate, 1), weight_decay)
+    return rules.sgd(schedules.constant(rate), weight_decay)
 
 
 def adam(rate: float = 0.02, weight_decay: float = 0.01) -> UpdateRule:
-    return rules.adam(rules.constant(rate, 1), weight_decay)
+    return rules.adam(schedules.constant(rate), weight_decay)
 
 
 RULES: dict[str, Callable[..., UpdateRule]] = {"sgd": sgd, "adam": adam}
@@ -64,16 +41,6 @@ def weights_of(
     model: nn.Module, store: str = "inference", geometry: Geometry | None = None, rule: UpdateRule | None = None
 ) -> Weights:
     return Weights(model, tuned_names(model), geometry=geometry or Dense(), rule=rule or sgd(), store=store)
-
-
-def bits(model: nn.Module) -> dict[str, bytes]:
-    """Every parameter and buffer, bit for bit."""
-    return {n: v.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for n, v in model.state_dict().items()}
-
-
-def score(model: nn.Module, t: int) -> float:
-    """A score with ties, as metrics have: a multiple of 1/256 that depends on the step's batch."""
-    return round(float(model(IDS + t % 2 * (IDS < 6)).float().square().mean()) * 256) / 256
 
 
 def header_of(weights: Weights, seed: int = 3, directions: int = 2) -> Header:
@@ -110,10 +77,21 @@ def seen_by_modules(weights: Weights, model: nn.Module, probe: Probe) -> list[tu
     return seen
 
 
+def records(values: NDArray[np.float32]) -> list[Record]:
+    """Steps of a journal from coefficients [steps, directions]."""
+    return [Record(row) for row in values]
+
+
+def coefficients(found: Sequence[Record]) -> NDArray[np.float32]:
+    """[steps, directions]: the coefficients of steps that have nothing else."""
+    assert not any(len(r.memory) or len(r.sizes) for r in found)
+    return np.stack([r.coefficients for r in found]) if found else np.zeros((0, 2), dtype=np.float32)
+
+
 def correlation(a: Tensor, b: Tensor) -> float:
     return float((a.double() * b.double()).mean())
 
 
 def concatenated(geometry: Geometry, keys: Sequence[int], sizes: dict[str, int]) -> Tensor:
     """[len(keys), all elements]: the directions in several tensors side by side."""
-    return torch.cat([geometry.directions(keys, n, range(size), CPU) for n, size in sizes.items()], dim=1)
+    return drawn(geometry, keys, [Leaf(name, (size,)) for name, size in sizes.items()])

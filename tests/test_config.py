@@ -149,7 +149,7 @@ def test_a_missing_task_is_named() -> None:
 def test_defaults_make_a_configuration_for_every_method() -> None:
     for method in METHODS:
         config = make_config({"task": "t", "method": method})
-        assert config.forwards == 2 * config.directions * config.steps
+        assert config.forwards(config.steps) == 2 * config.directions * config.steps
     with pytest.raises(ValueError, match="frozen"):
         config.steps = 3
 

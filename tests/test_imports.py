@@ -15,13 +15,25 @@ FOLDER = Path(zo_objectives.__file__).parent
 SEARCH = {
     "errors": "",
     "keys": "",
-    "noise": "keys",
-    "geometry": "keys noise",
-    "estimators": "errors keys",
-    "rules": "errors",
-    "weights": "errors estimators geometry noise rules",
-    "journal": "errors estimators keys weights",
-    "loop": "errors estimators journal keys weights",
+    "kernels": "",
+    "noise": "kernels keys",
+    "rounding": "kernels noise",
+    "geometry": "errors keys noise",
+    "shaping": "errors",
+    "estimators": "errors keys shaping",
+    "schedules": "errors",
+    "rules": "errors schedules",
+    "tuned": "errors geometry",
+    "stores": "estimators geometry rounding tuned",
+    "layers": "geometry",
+    "weights": "errors estimators geometry layers rules stores tuned",
+    "adaptive": "errors estimators keys layers weights",
+    "journal": "adaptive errors estimators keys noise weights",
+    "loop": "adaptive errors estimators journal keys weights",
+    "overlay": "errors estimators tuned weights",
+    "operators": "overlay",
+    "members": "errors estimators operators overlay stores weights",
+    "testing": "adaptive estimators geometry journal keys loop rules weights",
 }
 LANGUAGE = {
     "outputs": "",
@@ -37,26 +49,44 @@ LANGUAGE = {
 }
 BRIDGE = {
     "subsets": "anatomy errors geometry hf",
-    "trunk": "anatomy hf sheet",
-    "tail": "errors hf sheet subsets trunk",
-    "scoring": "errors estimators hf objectives outputs sheet subsets tail tasks trunk weights",
+    "states": "errors",
+    "norms": "",
+    "trunk": "anatomy hf sheet states",
+    "tail": "errors hf norms sheet states subsets trunk",
+    "readout": "sheet tail",
+    "scoring": "errors estimators hf objectives outputs readout sheet subsets tail tasks trunk weights",
     "config": "errors tasks",
-    "bench": "config data errors hf objectives outputs scoring tail tasks",
-    "search": "bench config errors estimators geometry hf journal noise results rules scoring subsets weights",
-    "run": "baselines bench config errors estimators journal loop objectives outputs predictions results scoring search",
-    "baselines": "errors hf objectives results run scoring sheet",
+    "bench": "bench_language bench_search charts errors results timing",
+    "search": (
+        "adaptive batched config errors estimators geometry hf journal layers losses noise results rules "
+        "scoring shaping stores subsets weights workbench"
+    ),
+    "run": (
+        "baselines config errors estimators journal loop objectives outputs predictions results scoring "
+        "search weights workbench"
+    ),
+    "baselines": "errors losses objectives results run scoring search",
     "predictions": "objectives outputs",
-    "replay": "config errors hf journal noise results search subsets weights",
-    "compare": "bench config errors report results run tasks",
+    "replay": "config errors hf journal results search subsets weights",
+    "compare": "config errors report results run tasks workbench",
     "validate": "data errors hf objectives outputs scoring tasks",
+    "batched": "estimators hf members outputs overlay scoring sheet trunk weights",
+    "bench_language": (
+        "anatomy bench_search config errors estimators geometry journal kernels members rules schedules "
+        "scoring search timing weights workbench"
+    ),
+    "bench_search": "estimators geometry kernels keys loop members noise results rules schedules timing weights",
+    "losses": "hf objectives scoring",
+    "timing": "errors",
+    "workbench": "config data errors hf objectives outputs scoring tail tasks",
     "results": "errors",
     "charts": "",
     "report": "charts errors",
     "pretrain": "errors",
-    "api": "bench config objectives replay run tasks",
-    "cli": "compare config errors objectives replay report results run tasks validate",
+    "api": "config objectives replay run tasks workbench",
+    "cli": "bench compare config errors objectives replay report results run tasks timing validate",
     "__main__": "cli",
-    "__init__": "api errors estimators geometry journal loop noise rules weights",
+    "__init__": "adaptive api errors estimators geometry journal layers loop members noise rules schedules tuned weights",
 }
 TABLE = {name: set(edges.split()) for side in (SEARCH, LANGUAGE, BRIDGE) for name, edges in side.items()}
 LIBRARIES = {  # beside the standard library; at module level, and inside functions

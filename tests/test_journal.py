@@ -12,13 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from small import FIXED, Tiny, header_of, weights_of
+from small import FIXED, Tiny, coefficients, header_of, records, sgd, weights_of
 
 from zo_objectives import journal
+from zo_objectives.adaptive import Adaptive, parameter_norms
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import Spsa
-from zo_objectives.journal import Journal
+from zo_objectives.estimators import OnePoint, RoundRobin, Spsa
+from zo_objectives.geometry import Dense
+from zo_objectives.journal import Journal, Record
 from zo_objectives.keys import fold_in, root_key
+from zo_objectives.layers import by_layer
+from zo_objectives.weights import Weights
 
 HEADER = {"seed": 3, "directions": 2, "base": "0ff", "config": {"model": {"name": "é"}, "steps": 10}}
 Rows = NDArray[np.float32]
@@ -31,7 +35,7 @@ def rows(steps: int, directions: int = 2) -> Rows:
 def write(path: Path, values: Rows, header: dict[str, Any] = HEADER) -> bytes:
     with Journal.open(path, header) as opened:
         for row in values:
-            opened.append(row)
+            opened.append(Record(row))
     return path.read_bytes()
 
 
@@ -71,8 +75,10 @@ def test_the_format_is_the_text(
     write(path, values[:cut], header)
     whole = write(path, values[cut:], header)  # opened again, and appended to
     assert parse(whole) == (header, values.tolist())
-    found, coefficients = journal.read(path)
-    assert found == header and coefficients.dtype == np.float32 and np.array_equal(coefficients, values)
+    found, steps_read = journal.read(path)
+    assert found == header and len(steps_read) == steps
+    assert all(r.coefficients.dtype == np.float32 for r in steps_read)
+    assert np.array_equal(coefficients(steps_read).reshape(-1, directions), values)
     again = path.with_name("at_once")
     assert write(again, values, header) == whole
 
@@ -81,13 +87,13 @@ def test_an_open_journal_is_on_its_way_to_the_disk_at_every_step(tmp_path: Path,
     path, synced = tmp_path / "journal", []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(len(path.read_bytes())))
     with Journal.open(path, HEADER) as opened:
-        assert len(opened.coefficients) == 0
+        assert len(opened.records) == 0
         for count, row in enumerate(rows(3), 1):
-            opened.append(row)
+            opened.append(Record(row))
             assert len(journal.read(path)[1]) == count
         assert synced == []
         monkeypatch.setattr(journal, "SYNC_SECONDS", -1.0)
-        opened.append(rows(1)[0])
+        opened.append(Record(rows(1)[0]))
         assert synced == [len(path.read_bytes())]
     assert len(synced) == 2  # and at the end
     assert [p.name for p in tmp_path.iterdir()] == ["journal"]
@@ -96,7 +102,7 @@ def test_an_open_journal_is_on_its_way_to_the_disk_at_every_step(tmp_path: Path,
 def test_opening_gives_what_is_there(tmp_path: Path) -> None:
     write(tmp_path / "journal", rows(70))
     with Journal.open(tmp_path / "journal", HEADER) as opened:
-        assert np.array_equal(opened.coefficients, rows(70)) and opened.header == HEADER
+        assert np.array_equal(coefficients(opened.records), rows(70)) and opened.header == HEADER
 
 
 CHANGES = [
@@ -139,7 +145,7 @@ def test_a_torn_tail_is_dropped_and_written_again(steps: int, lost: int, tmp_pat
     path, values = tmp_path / "journal", rows(steps)
     whole = write(path, values)
     path.write_bytes(whole[:-lost])
-    kept = journal.read(path)[1]
+    kept = coefficients(journal.read(path)[1])
     assert len(kept) == steps - 1 and np.array_equal(kept, values[:-1])
     assert write(path, values[steps - 1 :]) == whole
 
@@ -156,7 +162,7 @@ def test_zeros_that_a_power_cut_leaves_are_dropped(zeros: int, end: int, steps: 
         with pytest.raises(InputError, match="damaged in steps 0 to 63"):  # inside a checksum: refused, not misread
             journal.read(path)
         return
-    kept = journal.read(path)[1]
+    kept = coefficients(journal.read(path)[1])
     assert steps - 2 <= len(kept) <= steps and np.array_equal(kept, values[: len(kept)])
     assert write(path, values[len(kept) :]) == whole
 
@@ -174,7 +180,7 @@ def test_steps_that_are_ties_count(tmp_path: Path) -> None:
     """Momentum and weight decay move the weights in them: they are not a power cut's zeros."""
     values = np.zeros((5, 2), dtype=np.float32)
     write(tmp_path / "journal", values)
-    assert np.array_equal(journal.read(tmp_path / "journal")[1], values)
+    assert np.array_equal(coefficients(journal.read(tmp_path / "journal")[1]), values)
 
 
 FOREIGN = [b"", b"ZO", b"PK\x03\x04 something else", b"seed: 3\n"]
@@ -222,7 +228,7 @@ def test_a_foreign_base_model_is_refused() -> None:
     other = weights_of(model)
     before = other.fingerprint()
     with pytest.raises(InputError, match="base model's fingerprint differs"):
-        journal.replay(header, rows(3), other)
+        journal.replay(header, records(rows(3)), other)
     assert other.fingerprint() == before
 
 
@@ -230,10 +236,10 @@ def test_replay_goes_on_from_a_step() -> None:
     """For a rule without memory, the state after `start` steps is the weights alone."""
     whole, first = weights_of(Tiny()), weights_of(Tiny())
     header = header_of(whole)
-    journal.replay(header, rows(5) / 50, whole)
-    journal.replay(header, rows(3) / 50, first)
+    journal.replay(header, records(rows(5) / 50), whole)
+    journal.replay(header, records(rows(3) / 50), first)
     assert first.fingerprint() != whole.fingerprint()
-    journal.replay(header, rows(5) / 50, first, start=3)
+    journal.replay(header, records(rows(5) / 50), first, start=3)
     assert first.fingerprint() == whole.fingerprint()
 
 
@@ -247,4 +253,84 @@ def test_twenty_thousand_spsa_steps_take_less_than_a_tenth_of_a_megabyte(tmp_pat
     values = rows(20_000, 1)
     data = write(tmp_path / "journal", values, HEADER | {"directions": 1})
     assert 80_000 < len(data) < 100_000
-    assert np.array_equal(journal.read(tmp_path / "journal")[1], values)
+    assert np.array_equal(coefficients(journal.read(tmp_path / "journal")[1]), values)
+
+
+def mixed(steps: int) -> tuple[dict[str, Any], list[Record]]:
+    """A journal of everything: growing directions, a memory, and layer sizes every five steps."""
+    header = HEADER | {"directions": [[0, 1], [3, 2], [70, 4]], "memory": 1, "sizes": [3, 5]}
+    made = []
+    for t in range(steps):
+        n = 1 if t < 3 else 2 if t < 70 else 4
+        sizes = np.array([1, 2, 0.5], dtype=np.float32) * (t + 1) if t % 5 == 0 else journal.NOTHING
+        made.append(Record(np.full(n, t / 8, dtype=np.float32), np.array([t / 16], dtype=np.float32), sizes))
+    return header, made
+
+
+def same(a: list[Record], b: list[Record]) -> bool:
+    return len(a) == len(b) and all(
+        np.array_equal(x, y) for r, s in zip(a, b, strict=True) for x, y in zip(r, s, strict=True)
+    )
+
+
+def test_records_of_every_kind_come_back_from_any_cut(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    header, made = mixed(140)
+    with Journal.open(path, header) as opened:
+        for record in made[:77]:
+            opened.append(record)
+    with Journal.open(path, header) as opened:
+        assert same(opened.records, made[:77])
+        for record in made[77:]:
+            opened.append(record)
+    data = path.read_bytes()
+    assert journal.read(path)[0] == header and same(journal.read(path)[1], made)
+    start = len(data) - sum(4 * sum(map(len, r)) for r in made) - 2 * 4  # two full blocks
+    counts = []
+    for end in range(start, len(data) + 1, 3):
+        path.write_bytes(data[:end])
+        kept = journal.read(path)[1]
+        assert same(kept, made[: len(kept)])
+        counts.append(len(kept))
+    assert counts == sorted(counts) and counts[0] == 0 and counts[-1] >= 139
+    path.write_bytes(data)
+    with Journal.open(path, header, at_most=70) as opened:
+        assert same(opened.records, made[:70])
+        for record in made[70:]:
+            opened.append(record)
+    assert path.read_bytes() == data
+
+
+def test_a_record_of_another_shape_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    header, made = mixed(2)
+    with Journal.open(path, header) as opened:
+        before = path.read_bytes()
+        for wrong in (
+            made[0]._replace(memory=journal.NOTHING),
+            made[1],
+            made[0]._replace(coefficients=np.ones(2, np.float32)),
+        ):
+            with pytest.raises(ValueError, match="Step 0 has"):
+                opened.append(wrong)
+        assert path.read_bytes() == before
+
+
+def test_another_noise_is_refused() -> None:
+    weights = weights_of(Tiny())
+    with pytest.raises(InputError, match="noise 'zo-noise-v9'"):
+        journal.replay(header_of(weights) | {"noise": "zo-noise-v9"}, records(rows(3)), weights)
+
+
+def test_a_header_says_what_its_estimator_and_weights_need() -> None:
+    names = ["lin.weight", "emb.weight"]
+    weights = Weights(Tiny(), names, geometry=Dense(), rule=sgd(), layers=by_layer(names))
+    estimator = RoundRobin(OnePoint(0.5), 2)
+    header = journal.header_for(weights, estimator, 3, Adaptive(parameter_norms, every=4), config={"a": 1})
+    wanted = {"seed": 3, "directions": 1, "memory": 1, "blocks": 2, "sizes": [2, 4], "config": {"a": 1}}
+    assert {k: header[k] for k in wanted} == wanted and header["base"] == weights.fingerprint()
+    assert json.loads(json.dumps(header)) == header
+    plain = journal.header_for(weights, Spsa(0.5, 3), 3)
+    assert plain["directions"] == 3 and not {"memory", "blocks", "sizes"} & set(plain)
+    assert journal.header_for(weights, Spsa(0.5, ((0, 1), (4, 2))), 3)["directions"] == [[0, 1], [4, 2]]
+    assert journal.gradient_of(header, 3, np.ones(1, np.float32)).group == 1

@@ -4,6 +4,7 @@ import math
 from hashlib import sha256
 from statistics import NormalDist
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +13,7 @@ from small import CPU, FIXED, LAWS
 
 from zo_objectives import keys, noise
 from zo_objectives.noise import Law
-from zo_objectives.weights import round_stochastically
+from zo_objectives.rounding import round_into, round_stochastically
 
 ONES = 0xFFFFFFFF
 KNOWN = [  # Random123, kat_vectors, philox4x32 with 10 rounds: counter, key, words
@@ -33,6 +34,8 @@ def test_known_answers(counter: tuple[int, ...], key: tuple[int, ...], expected:
     assert keys.philox(counter, key) == expected
     drawn = noise._philox([torch.tensor([c]) for c in counter], [torch.tensor([k]) for k in key])
     assert tuple(int(word) for word in drawn) == expected
+    arrays = keys.philox(*(tuple(np.array([[c]], dtype=np.uint64) for c in part) for part in (counter, key)))
+    assert tuple(int(word.item()) for word in arrays) == expected
 
 
 # The specification once more, written from the text of noise.py, one element at a time.
@@ -76,11 +79,24 @@ def test_the_text_is_the_code(law: Law, key: int, tensor: int, start: int, lengt
     assert noise.rounding_bits(key, tensor, span, CPU).tolist() == uniform
 
 
-def test_several_keys_are_several_rows() -> None:
-    for law in LAWS:
-        rows = noise.directions(law, [5, 6], 9, range(3, 200), CPU)
-        single = [noise.directions(law, [key], 9, range(3, 200), CPU)[0] for key in (5, 6)]
-        assert torch.equal(rows, torch.stack(single))
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("span", [range(0), range(3, 200), range(700, 9000)])
+def test_several_keys_are_several_rows(law: Law, span: range) -> None:
+    some = [5, 6 + 2**40]
+    rows = noise.directions(law, some, 9, span, CPU)
+    assert rows.shape == (2, len(span))
+    assert torch.equal(rows, torch.stack([noise.directions(law, [key], 9, span, CPU)[0] for key in some]))
+
+
+@FIXED
+@given(key=KEYS, tensor=KEYS, first=st.integers(0, 2**32 - 21), count=st.integers(0, 20), stream=st.integers(1, 3))
+def test_blocks_are_the_same_drawn_in_every_way(key: int, tensor: int, first: int, count: int, stream: int) -> None:
+    """One by one, as arrays, and as tensors, which is what other devices do."""
+    several = [key, key ^ 1]
+    expected = noise.block_words(noise.state_of(several, stream, tensor, CPU), torch.tensor(first), count)
+    blocks = range(first, first + count)
+    assert torch.equal(noise._drawn(several, stream, tensor, blocks), expected)
+    assert torch.equal(noise._drawn([key], stream, tensor, blocks)[0], expected[0])
 
 
 def test_keys_follow_the_text_for_ever() -> None:
@@ -98,6 +114,15 @@ def test_the_table_of_quantiles_is_pinned() -> None:
     kurtosis = table.double().pow(4).mean().item() - 3
     assert kurtosis == pytest.approx(-0.001, abs=5e-4)
     assert sha256(table.numpy().tobytes()).hexdigest()[:16] == "8babbcaf96568f10"
+
+
+def test_the_table_does_not_depend_on_the_library_of_logarithms() -> None:
+    """No exact entry is near a point where its rounding to float32 turns: errors of 1e-13 (its own are 1e-15) move none."""
+    exact = np.array([quantile(u) / SD for u in range(2**16)])
+    rounded = noise._normal_table(CPU).numpy()
+    for side in (-math.inf, math.inf):
+        turn = (rounded.astype(float) + np.nextafter(rounded, np.float32(side)).astype(float)) / 2
+        assert np.abs(turn / exact - 1).min() > 1e-12
 
 
 def test_moments() -> None:
@@ -179,3 +204,14 @@ def test_rounding_never_passes_a_neighbour(value: float, u: int) -> None:
 def test_rounding_leaves_float32_alone() -> None:
     values = torch.tensor([0.1, -3e-42])
     assert round_stochastically(values, torch.float32, BITS_16[:2]) is values
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rounding_into_is_rounding_with_the_tensors_bits_in_any_pieces(dtype: torch.dtype) -> None:
+    values = torch.linspace(-1, 1, 1000).pow(9)
+    expected = round_stochastically(values, dtype, noise.rounding_bits(5, 8, range(40, 1040), CPU))
+    for cut in (0, 1, 128, 999):
+        out = torch.empty(1000, dtype=dtype)
+        round_into(out[:cut], values[:cut], 5, 8, 40)
+        round_into(out[cut:], values[cut:], 5, 8, 40 + cut)
+        assert torch.equal(out, expected)

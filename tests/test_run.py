@@ -6,15 +6,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from zo_objectives import bench as bench_module
+from zo_objectives import workbench as bench_module
 from zo_objectives.api import tune
-from zo_objectives.bench import Workbench
 from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError, RunError
 from zo_objectives.objectives import from_callable
 from zo_objectives.replay import export, restore, verify
 from zo_objectives.results import read_history
 from zo_objectives.run import execute
+from zo_objectives.workbench import Workbench
 
 SMALL = {
     "task": "sums", "tune": "norms", "steps": 4, "batch": 16, "directions": 2, "scale": 0.1, "evaluations": 4,
@@ -187,3 +187,76 @@ def test_an_objective_object_is_taken_as_it_is(tmp_path: Path) -> None:
     length = from_callable(lambda completions, **columns: [float(len(c)) for c in completions], "length")
     tuned = tune(output=tmp_path, objective=length, show=False, **{**SMALL, "steps": 1})
     assert set(tuned.results["metric"]) == {"length", "exact_match"}
+
+
+SETTINGS: dict[str, dict[str, object]] = {
+    "one-sided": {"estimator": "one_sided", "shaping": "unit"},
+    "one-point": {"estimator": "one_point", "shaping": "raw", "learning_rate": 1e-6},
+    "es by ranks": {"estimator": "es", "shaping": "rank", "directions": 4},
+    "es by floored z-scores, growing": {"estimator": "es", "shaping": "zscore:0.05", "directions": 6, "growth": "linear"},
+    "growing n-spsa, clipped": {"growth": "linear", "directions": 4, "clip": 0.5},
+    "momentum, recomputed": {"rule": "momentum", "moments": "recomputed", "warmup": 2},
+    "adam of signs": {"rule": "adam", "moments": "recomputed", "directions": 1},
+    "sign, anchored": {"rule": "sign", "pull": 0.5, "learning_rate": 0.01},
+    "low-rank, batched": {"noise": "low-rank:2", "members": "batched", "tune": "layers:2-3", "directions": 3},
+    "low-rank, batched, on the loss": {"noise": "low-rank", "members": "batched", "tune": "all", "method": "mezo-ce"},
+    "gaussian, masked, bfloat16": {"noise": "gaussian", "mask": "smallest:0.5", "dtype": "bfloat16"},
+    "round-robin": {"blocks": "round-robin", "tune": "all", "scale": 0.05},
+    "sizes from parameters": {"layerwise": {"sizes": "parameter"}, "tune": "all"},
+    "sizes from zeroth order": {
+        "layerwise": {"sizes": "zeroth-order", "every": 2, "average": 0.5, "directions": 1, "modified": "expectation"},
+        "tune": "layers:2-3",
+        "scale": 0.05,
+    },
+    "sizes from backprop": {"layerwise": {"sizes": "backprop", "every": 3}, "tune": "norms", "store": "master"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_form_of_search_runs_and_replays_to_the_bit(name: str, tmp_path: Path) -> None:
+    settings = config(**{**SETTINGS[name], "n_validation": 8, "n_test": 8, "batch": 8})
+    folder = execute(settings, tmp_path / "run", show=False)
+    assert "bit for bit" in verify(folder)
+    history = read_history(folder / "history.csv")
+    assert len(history) == 5 and all(row.applied_frac is not None for row in history[1:] if row.tie_rate != 1)
+    measured = settings.layerwise.sizes == "zeroth-order"
+    assert (results(folder)["forwards"] > settings.forwards(4)).all() == measured
+    last = restore(folder, step=4)  # the journal leads to the end of the run as well
+    assert last.weights.fingerprint() != restore(folder, step=0).weights.fingerprint()
+
+
+def test_batched_members_score_what_members_one_after_another_score(tmp_path: Path) -> None:
+    """The same run, up to the order of sums: exact match of generations, from the same probes."""
+    own = {"noise": "low-rank", "tune": "layers:2-3", "scale": 0.02, "shaping": "raw", "learning_rate": 1e-9, "batch": 8}
+    runs = [execute(config(**own, members=m), tmp_path / m, show=False) for m in ("sequential", "batched")]
+    scores = [[row.objective for row in read_history(run / "history.csv")] for run in runs]
+    assert scores[0] == scores[1] and len({*scores[0]}) > 2
+    assert results(runs[0])["tokens"].tolist() == results(runs[1])["tokens"].tolist()
+
+
+REFUSED = {
+    "dense noise in a batch": ({"members": "batched", "tune": "layers:3"}, "Dense noise in a matrix"),
+    "ranks of one": ({"estimator": "one_point", "shaping": "rank"}, "one score a step"),
+    "moments of nothing": ({"moments": "recomputed"}, "keeps no moments"),
+    "signs of gaussians": ({"rule": "adam", "moments": "recomputed", "noise": "gaussian"}, "directions of signs"),
+    "two directions for one": ({"rule": "adam", "moments": "recomputed"}, "one direction a step"),
+    "a store that drifts": ({"store": "in_place"}, "Unknown weight store 'in_place'"),
+    "a population of one": ({"estimator": "es", "directions": 1}, "at least 2"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_is_refused_with_a_cure(name: str, tmp_path: Path) -> None:
+    settings, message = REFUSED[name]
+    with pytest.raises(InputError, match=message):
+        execute(config(**settings), tmp_path / "run", show=False)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"noise": "low-rank:0"}, {"mask": "smallest:2"}, {"noise": "pink"}, {"layerwise": {"every": -1}}]
+)
+def test_wrong_settings_are_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        config(**wrong)
+    with pytest.raises(InputError, match=r"Unknown setting 'sises'. Did you mean 'sizes'"):
+        config(layerwise={"sises": "parameter"})

@@ -13,18 +13,21 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
-from zo_objectives import data, hf, scoring, subsets
+from zo_objectives import data, hf, readout, scoring, subsets
 from zo_objectives import tail as tail_module
 from zo_objectives.errors import InputError
 from zo_objectives.estimators import Probe
 from zo_objectives.hf import CausalLM
 from zo_objectives.objectives import BUILTIN, Needs, Objective
 from zo_objectives.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.readout import decode
 from zo_objectives.scoring import REST, Evaluation, ForwardScorer, Indices, Kind, Pool, TailScorer, kind_for, scorer_for
 from zo_objectives.subsets import LabelRows
-from zo_objectives.tail import Sites, Tail, decode
+from zo_objectives.tail import Sites, Tail
 from zo_objectives.tasks import TaskSpec, find_task, read_task
 from zo_objectives.trunk import Trunk
 
@@ -217,33 +220,45 @@ def test_bfloat16_scores_stay_near_float32() -> None:
 # The trunk
 
 
-@pytest.mark.parametrize("kind", [Kind.CHOICE, Kind.LIKELIHOOD])
-@pytest.mark.parametrize("cut", range(1, tiny.DEPTH))
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_every_cut_scores_as_no_cut(family: str, cut: int, kind: Kind) -> None:
+CUTS = (*((Kind.CHOICE, cut) for cut in range(tiny.DEPTH + 1)), (Kind.LIKELIHOOD, 1))
+
+
+@pytest.mark.parametrize(("kind", "cut"), CUTS)
+@pytest.mark.parametrize("family", (*tiny.FAMILIES, *tiny.UNPLAIN))
+def test_every_cut_scores_as_no_cut(family: str, kind: Kind, cut: int) -> None:
+    """Law 6 from the embedding to the head; and the same bits in memory and spilled, the first time and from the store."""
     lm = tiny.make(family)
     pool = pool_for(lm, kind)
-    subset = subsets.select(lm, f"layers:{cut}-", [])
+    tune = f"layers:{cut}-" if cut < tiny.DEPTH else "head"
+    subset = subsets.select(lm, tune, pool.sheet(kind).columns.tolist())
     assert subset.cut == cut
     weights = tiny.weights(lm, subset)
-    trunk = Trunk(lm, cut)
-    cached, uncached = ForwardScorer(pool, weights, trunk), ForwardScorer(pool, weights, None)
-    for indices in (everything(pool), np.array([4, 1])):  # the second time from the store
-        assert_same(cached.outputs(kind, PROBES, indices), uncached.outputs(kind, PROBES, indices))
-    assert len(trunk.stored) == len(set(pool.sheet(kind).sequences))
+    expected = ForwardScorer(pool, weights, None).outputs(kind, PROBES, everything(pool))
+    scorers = [ForwardScorer(pool, weights, Trunk(lm, cut, limit)) for limit in (1 << 20, 0)]
+    found = [scorer.outputs(kind, PROBES, everything(pool)) for scorer in (*scorers, *scorers[1:])]
+    assert_same(found[0], expected)
+    for other in found[1:]:
+        assert all(np.array_equal(numbers(a), numbers(b)) for a, b in zip(found[0], other, strict=True))
+    for part, whole in zip(scorers[1].outputs(kind, PROBES[:2], np.array([4, 1])), expected, strict=False):
+        np.testing.assert_allclose(numbers(part), numbers(whole)[[4, 1]], atol=BOUND)
 
 
-@pytest.mark.parametrize("limit", [0, 3000])
-def test_the_trunk_stores_no_more_than_its_limit(limit: int) -> None:
+@pytest.mark.parametrize("limit", [1 << 20, 3000, 0])
+def test_a_sequence_is_run_below_the_cut_once(limit: int) -> None:
+    """Whatever the limit: what does not fit in memory is spilled, not computed again."""
     lm = tiny.make()
     pool = pool_for(lm, Kind.CHOICE)
     trunk = Trunk(lm, 2, limit)
-    scorer = ForwardScorer(pool, tiny.weights(lm, subsets.select(lm, "layers:2", [])), trunk)
-    expected = ForwardScorer(pool, scorer.weights, None).outputs(Kind.CHOICE, PROBES, everything(pool))
-    for _ in range(2):
-        assert_same(scorer.outputs(Kind.CHOICE, PROBES, everything(pool)), expected)
-    assert trunk.bytes == sum(t.nbytes for t in trunk.stored.values()) <= limit
-    assert 0 < len(trunk.stored) < len(pool.choices.sequences) if limit else not trunk.stored
+    scorer = ForwardScorer(pool, None, trunk)
+    ran: list[int] = []
+    lm.model.model.layers[0].register_forward_hook(lambda module, inputs, output: ran.append(len(inputs[0])))
+    for indices in ([3], [0, 3, 3, 5], [5, 4, 3, 2, 1, 0], [1, 1]):
+        scorer.outputs(Kind.CHOICE, [REST], np.array(indices))
+    sequences = set(pool.choices.sequences)
+    assert sum(ran) == len(sequences)
+    assert len(trunk.kept) == sum(map(len, sequences))
+    assert trunk.kept.memory <= limit
+    assert (trunk.kept.spilled > 0) == (limit < 1 << 20)
 
 
 def test_the_trunk_gives_the_layers_back_after_an_error() -> None:
@@ -257,22 +272,18 @@ def test_the_trunk_gives_the_layers_back_after_an_error() -> None:
     assert_same([plain(pool)], [before])
 
 
-def test_trunk_hidden_states_stand_in_for_the_layers() -> None:
-    """The store is used: the cached scorer runs no layer below the cut the second time."""
-    lm = tiny.make()
-    pool = pool_for(lm, Kind.CHOICE)
-    scorer = ForwardScorer(pool, None, Trunk(lm, 2))
-    ran: list[int] = []
-    for number, layer in enumerate(lm.model.model.layers):
-        layer.register_forward_hook(lambda *_, number=number: ran.append(number))
-    scorer.outputs(Kind.CHOICE, [REST], everything(pool))
-    assert set(ran) == {0, 1, 2}
-    ran.clear()
-    scorer.outputs(Kind.CHOICE, [REST], everything(pool))
-    assert set(ran) == {2}
-
-
 # The tail
+
+
+class Squared(nn.Module):
+    """A norm that is no gain and shift of anything."""
+
+    def __init__(self, width: int) -> None:
+        nn.Module.__init__(self)
+        self.weight = nn.Parameter(torch.ones(width), requires_grad=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(hidden * self.weight**2)
 
 
 def head_of(lm: CausalLM, pool: Pool, kind: Kind, store: str = "inference") -> tuple[ForwardScorer, TailScorer]:
@@ -329,6 +340,81 @@ def test_the_tail_takes_rows_that_a_batch_does_not_read() -> None:
         assert_same(tail.outputs(Kind.CHOICE, PROBES, indices), forward.outputs(Kind.CHOICE, PROBES, indices))
 
 
+def test_the_tail_gives_minus_infinity_where_an_example_has_fewer_options() -> None:
+    lm = tiny.make()
+    options = ((" good", " bad"), (" film", " a", " book"))
+    pool = Pool(lm, OPTIONS, tuple(tiny.choice(i, p, options[i % 2]) for i, p in enumerate(PROMPTS)))
+    assert pool.choices.closed
+    forward, tail = head_of(lm, pool, Kind.CHOICE)
+    found = tail.outputs(Kind.CHOICE, PROBES, everything(pool))
+    assert_same(found, forward.outputs(Kind.CHOICE, PROBES, everything(pool)))
+    assert np.isneginf(numbers(found[0])[::2, 2]).all()
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("norm", [GemmaRMSNorm, nn.RMSNorm, nn.LayerNorm, Squared], ids=lambda norm: norm.__name__)
+def test_the_tail_takes_norms_as_they_are(norm: type[nn.Module], kind: Kind) -> None:
+    """A weight kept as its difference from one, and one that no formula fits."""
+    lm = tiny.make()
+    lm.model.model.norm = norm(32)
+    with torch.no_grad():
+        lm.model.model.norm.weight.copy_(torch.linspace(-1, 2, 32))
+    pool = pool_for(lm, kind)
+    forward, tail = head_of(lm, pool, kind)
+    assert_same(tail.outputs(kind, PROBES, everything(pool)), forward.outputs(kind, PROBES, everything(pool)))
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("limit", [1000, 0])
+def test_spilled_sites_say_the_same_to_the_bit(limit: int, kind: Kind) -> None:
+    lm = tiny.make()
+    pool = pool_for(lm, kind)
+    _, tail = head_of(lm, pool, kind)
+    spilled = TailScorer(pool, tail.weights, Trunk(lm, tiny.DEPTH, limit), [t.name for t in tail.weights.tuned])
+    found, expected = (s.outputs(kind, PROBES, everything(pool)) for s in (spilled, tail))
+    assert spilled.sites.kept.spilled > 0 and spilled.sites.kept.memory <= limit
+    assert all(np.array_equal(a.predictions, b.predictions) for a, b in zip(found, expected, strict=True))
+    if kind is not Kind.TEXT:
+        assert all(np.array_equal(numbers(a), numbers(b)) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_members_in_groups_say_what_they_say_together(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny.make()
+    for options in (ONE_TOKEN, SEVERAL):
+        pool = pool_for(lm, kind, options)
+        _, tail = head_of(lm, pool, kind)
+        together = tail.outputs(kind, PROBES, everything(pool))
+        with monkeypatch.context() as patch:
+            patch.setattr(readout, "CELLS", 1)
+            assert_same(tail.outputs(kind, PROBES, everything(pool)), together)
+
+
+def test_an_example_is_run_below_the_norm_once() -> None:
+    lm = tiny.make()
+    for kind in (Kind.CHOICE, Kind.LIKELIHOOD):
+        pool = pool_for(lm, kind)
+        _, tail = head_of(lm, pool, kind)
+        ran: list[int] = []
+        hook = lm.model.model.layers[0].register_forward_hook(lambda m, inputs, output, ran=ran: ran.append(len(inputs[0])))
+        for indices in ([3], [0, 3, 3, 5], [5, 4, 3, 2, 1, 0], [1, 1]):
+            tail.outputs(kind, PROBES, np.array(indices))
+        hook.remove()
+        assert sum(ran) == len(pool.sheet(kind).sequences)
+
+
+def test_a_scorer_goes_on_with_the_sites_it_is_given() -> None:
+    lm = tiny.make()
+    pool = pool_for(lm, Kind.CHOICE)
+    _, first = head_of(lm, pool, Kind.CHOICE)
+    second = TailScorer(pool, first.weights, Trunk(lm, tiny.DEPTH), [t.name for t in first.weights.tuned], first.sites)
+    assert second.sites is first.sites, "empty ones too"
+    expected = first.outputs(Kind.CHOICE, PROBES, everything(pool))
+    known = len(first.sites)
+    assert_same(second.outputs(Kind.CHOICE, PROBES, everything(pool)), expected)
+    assert len(first.sites) == known
+
+
 @pytest.mark.parametrize("tune", ["norms", "head"])
 def test_the_tail_serves_a_norm_alone(tune: str) -> None:
     lm = tiny.make()
@@ -366,6 +452,8 @@ def test_both_scorers_charge_the_same() -> None:
         forward, tail = head_of(lm, pool, kind)
         forward.outputs(kind, PROBES, everything(pool))
         spent = (pool.cost.forwards, pool.cost.examples, pool.cost.tokens)
+        if kind is not Kind.TEXT:
+            assert spent[2] == 4 * sum(map(len, pool.sheet(kind).sequences))
         tail.outputs(kind, PROBES, everything(pool))
         assert (pool.cost.forwards, pool.cost.examples, pool.cost.tokens) == tuple(2 * n for n in spent)
         assert spent[:2] == (4, 24)
@@ -424,9 +512,9 @@ def test_decoding_again_computes_nothing_new() -> None:
     pool = pool_for(lm, Kind.TEXT)
     _, tail = head_of(lm, pool, Kind.TEXT)
     first = tail.outputs(Kind.TEXT, PROBES, everything(pool))
-    known = len(tail.sites.number)
+    known = len(tail.sites)
     assert_same(tail.outputs(Kind.TEXT, PROBES, everything(pool)), first)
-    assert len(tail.sites.number) == known
+    assert len(tail.sites) == known
 
 
 def test_stop_tokens_are_all_that_hold_a_stop_character() -> None:
@@ -648,9 +736,9 @@ def test_tinystories_is_at_chance_on_sst2() -> None:
 def test_sites_are_shared_between_equal_prefixes() -> None:
     lm = tiny.make()
     sites = Sites(lm, Trunk(lm, tiny.DEPTH))
-    sites.ensure([(1, 2, 3), (1, 2), (1, 2, 3)])
-    first = sites.at([sites.number[(1, 2, 3)]]).clone()
-    sites.ensure([(1, 2, 3, 4), (1, 2)])
-    assert len(sites.number) == 3
-    assert sites.table is not None and len(sites.table) == 3
-    assert torch.equal(sites.at([sites.number[(1, 2, 3)]]), first)
+    numbers_ = sites.of_prefixes([(1, 2, 3), (1, 2), (1, 2, 3)])
+    assert numbers_[0] == numbers_[2] != numbers_[1]
+    first = sites.at(numbers_)
+    assert sites.of_prefixes([(1, 2, 3, 4), (1, 2), (1, 2, 3)]).tolist() == [2, numbers_[1], numbers_[0]]
+    assert len(sites) == 3
+    assert torch.equal(sites.at(numbers_), first)

@@ -1,17 +1,23 @@
 """Weights: what can be tuned, stacked members, moving in pieces, saving and loading."""
 
+import math
+
 import pytest
 import torch
-from small import DTYPES, IDS, RULES, STORES, Tiny, bits, seen_by_modules, tuned_names, weights_of
+from small import CPU, DTYPES, IDS, RULES, STORES, Tiny, bits, seen_by_modules, tuned_names, weights_of
 from torch import nn
 from torch.func import functional_call
 
+from zo_objectives import rules
 from zo_objectives import weights as module
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import Spsa, unit
-from zo_objectives.geometry import Dense, Scaled, root_mean_square
+from zo_objectives.estimators import Spsa
+from zo_objectives.geometry import Dense, Leaf, Masked, Scaled, largest, root_mean_square, smallest
 from zo_objectives.noise import Law
-from zo_objectives.weights import Weights, find_tuned
+from zo_objectives.schedules import constant
+from zo_objectives.shaping import unit
+from zo_objectives.tuned import find_tuned, matching, trainable
+from zo_objectives.weights import Weights
 
 every_store = pytest.mark.parametrize("store", STORES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -153,10 +159,159 @@ def test_an_update_is_scaled_by_the_gain_and_decays(store: str) -> None:
     gradient = Spsa(1.0).gradient(4, (3.0, 1.0))  # a coefficient of 1
     weights.ascend(0, gradient)
     for name, value in weights.state_dict().items():
-        z = GEOMETRY.directions(gradient.keys, name, range(value.numel()), value.device).view(value.shape)
+        z = GEOMETRY.directions(gradient.keys, Leaf(name, tuple(value.shape)), range(value.numel()), value.device).view(
+            value.shape
+        )
         torch.testing.assert_close(value, before[name] * 0.95 + GAINS[name] * 0.5 * z)
 
 
 def test_root_mean_square_has_a_floor() -> None:
     assert root_mean_square(torch.tensor([3.0, -4.0], dtype=torch.bfloat16)) == pytest.approx(12.5**0.5)
     assert root_mean_square(torch.zeros(5)) == 1e-3
+
+
+class Attention(nn.Module):
+    """nn.MultiheadAttention uses its out_proj's weight without calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.inner(x, x, x, need_weights=False)[0]
+        return out
+
+
+class Recurrent(nn.Module):
+    """nn.LSTM keeps a list of its parameters beside the attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.inner(x)[0]
+        return out
+
+
+class Reaching(nn.Module):
+    """Uses the weights of a child that it never calls, some through views, and asks for their dtype and shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.inner.weight.dtype) @ self.inner.weight.T * self.inner.weight.shape[0]
+        return torch.cat([x + self.inner.bias.data, self.scale.expand(*x.shape[:2], 3)], dim=-1)
+
+
+@every_store
+@pytest.mark.parametrize("kind", [Attention, Recurrent, Reaching])
+def test_parameters_used_by_others_than_their_owner_are_probed(kind: type[nn.Module], store: str) -> None:
+    torch.manual_seed(0)
+    model = kind().eval().requires_grad_(False)
+    weights, before = weights_of(model, store, Dense(Law.GAUSSIAN)), bits(model)
+    x = torch.linspace(-1, 1, 24).view(2, 3, 4)
+    (member,) = ({n: v[0] for n, v in weights.stacked([p]).items()} for p in Spsa(0.3).probes(9)[:1])
+    plain = kind().eval().requires_grad_(False)
+    plain.load_state_dict(member)
+    with weights.at(Spsa(0.3).probes(9)[0]):
+        torch.testing.assert_close(model(x), plain(x))
+    assert bits(model) == before
+
+
+@every_dtype
+@every_store
+def test_a_watched_step_is_the_same_step_and_says_what_became_of_it(store: str, dtype: torch.dtype) -> None:
+    made = []
+    for watch in (False, True):
+        weights = weights_of(Tiny(dtype), store, rule=RULES["sgd"](rate=1e-3, weight_decay=0.0))
+        found = [weights.ascend(t, Spsa(0.1).gradient(t, (1.0, 0.0)), watch=watch) for t in range(5)]
+        made.append(weights.fingerprint())
+    assert made[0] == made[1]
+    for realised in found:
+        assert realised is not None
+        exact = store == "master" or dtype == torch.float32
+        assert (realised.applied_frac == 1) == exact or realised.applied_frac > 0.5
+        assert realised.cosine == pytest.approx(1, abs=1e-6 if exact else 0.5)
+    nothing = weights.ascend(5, Spsa(0.1).gradient(5, (1.0, 1.0)), watch=True)
+    assert nothing is not None and all(map(math.isnan, nothing))
+
+
+def test_small_steps_in_16_bits_are_rare_but_right_on_average() -> None:
+    """Rounding to the nearest would lose them all; stochastic rounding keeps the mean, and applied_frac tells how many."""
+    model = nn.Module()
+    model.register_parameter("w", nn.Parameter(torch.ones(20_000, dtype=torch.bfloat16), requires_grad=False))
+    weights = Weights(model, ["w"], geometry=Dense(), rule=RULES["sgd"](rate=2.0**-12, weight_decay=0.0))
+    gradient = Spsa(0.5).gradient(3, (1.0, 0.0))
+    z = Dense().directions(gradient.keys, Leaf("w", (20_000,)), range(20_000), CPU)[0]
+    realised = weights.ascend(0, gradient, watch=True)
+    assert realised is not None
+    step = model.w.float() - 1  # gaps: 2**-8 below 1, 2**-7 above
+    assert realised.applied_frac == pytest.approx((2.0**-4 + 2.0**-5) / 2, rel=0.15)
+    assert float((step * z).mean()) == pytest.approx(2.0**-12, rel=0.15)
+    assert 0.1 < realised.cosine < 0.35
+
+
+def test_anchored_decay_returns_to_the_start_and_plain_decay_to_zero() -> None:
+    for rule, target in ((rules.anchored(rules.sgd(constant(0.5)), 1.0), 1.0), (rules.sgd(constant(0.5), 1.0), 0.0)):
+        model = Tiny()
+        weights = weights_of(model, rule=rule)
+        start = weights.state_dict()
+        weights.ascend(0, Spsa(1.0).gradient(4, (3.0, 1.0)))
+        moved = weights.state_dict()
+        for t in range(1, 30):
+            weights.ascend(t, Spsa(1.0).gradient(4, (1.0, 1.0)))
+        for name, value in weights.state_dict().items():
+            assert not torch.equal(moved[name], start[name])
+            torch.testing.assert_close(value, start[name] * target, atol=1e-6, rtol=0)
+
+
+def test_the_in_place_store_is_mezos_and_drifts() -> None:
+    """Algorithm 1 as published: its probes are those of the exact stores, and what it leaves behind is not what it found."""
+    model, exact = Tiny(torch.bfloat16), Tiny(torch.bfloat16)
+    drifting, kept = weights_of(model, "in_place"), weights_of(exact, "inference")
+    assert not drifting.store.exact and kept.store.exact
+    probe = Spsa(0.01).probes(3)[0]
+    with drifting.at(probe), kept.at(probe):
+        assert torch.equal(model(IDS), exact(IDS))
+    for key in range(200):
+        for p in Spsa(0.01).probes(key):
+            with drifting.at(p), kept.at(p):
+                pass
+    assert bits(exact) == bits(Tiny(torch.bfloat16)) and bits(model) != bits(exact)
+
+
+def test_tuned_names_by_pattern_and_by_what_requires_a_gradient() -> None:
+    model = Tiny().requires_grad_(False)
+    assert matching(model, r"^lin\.") == ("lin.weight", "lin.bias")
+    with pytest.raises(InputError, match=r"No parameter's name matches 'nix'. They are called like 'temperature'"):
+        matching(model, "nix")
+    with pytest.raises(InputError, match="not a regular expression"):
+        matching(model, "(")
+    with pytest.raises(InputError, match="requires a gradient"):
+        trainable(model)
+    model.lin.bias.requires_grad_(True)
+    assert trainable(model) == ("lin.bias",)
+
+
+def test_masks_by_magnitude() -> None:
+    values = {"a": torch.tensor([[3.0, -1.0], [0.0, -4.0]], dtype=torch.bfloat16), "b": torch.zeros(3)}
+    assert {n: m.tolist() for n, m in smallest(values, 0.5).items()} == {"a": [False, True, True, False], "b": [True] * 3}
+    assert {n: m.tolist() for n, m in largest(values, 0.25).items()} == {"a": [False, False, False, True], "b": [True] * 3}
+    for share in (0.0, 1.5, -1.0):
+        with pytest.raises(InputError, match="above 0 and at most 1"):
+            smallest(values, share)
+
+
+def test_what_is_masked_never_moves() -> None:
+    model = Tiny()
+    masks = largest(dict(model.named_parameters()), 0.5)
+    weights = weights_of(model, geometry=Masked(Dense(), masks), rule=rules.adam(constant(0.1)))
+    before = weights.state_dict()
+    for t in range(3):
+        weights.ascend(t, Spsa(0.1, 2).gradient(t, (1.0, 0.0, 0.5, 0.7)))
+    for name, value in weights.state_dict().items():
+        assert torch.equal(value.view(-1) != before[name].view(-1), masks[name])

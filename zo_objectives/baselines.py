@@ -2,17 +2,16 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from zo_objectives.errors import RunError
-from zo_objectives.hf import plan, sheet_logits
+from zo_objectives.losses import cross_entropy
 from zo_objectives.objectives import BUILTIN
 from zo_objectives.results import History, HistoryRow, ResultRow
 from zo_objectives.run import Clock, Run, spent_so_far
-from zo_objectives.scoring import ForwardScorer, Indices, Kind, Pool, kind_for
-from zo_objectives.sheet import Sheet
+from zo_objectives.scoring import ForwardScorer, Kind, Pool, kind_for
+from zo_objectives.search import batch_of
 
 Values = dict[str, Tensor]
 
@@ -27,13 +26,6 @@ def zero_shot(run: Run) -> list[ResultRow]:
     return rows
 
 
-def loss(sheet: Sheet, likelihoods: Tensor, labels: Tensor | None) -> Tensor:
-    """Cross-entropy in nats: of the right option among the options, or per token of the target (no labels)."""
-    if labels is not None:
-        return torch.nn.functional.cross_entropy(likelihoods, labels)
-    return -likelihoods.sum() / int(sheet.read_counts.sum())
-
-
 class _FineTuning:
     """One learning rate's run of AdamW over all parameters, from the base."""
 
@@ -46,18 +38,9 @@ class _FineTuning:
 
     def step(self, t: int) -> float:
         """One step; the batch depends on seed and step alone. Returns the loss."""
-        train: Indices = self.run.bench.train
-        rng = np.random.default_rng([self.run.config.seed & 0xFFFFFFFF, t])
-        chosen = np.sort(rng.choice(train, min(self.settings.batch, len(train)), replace=False))
-        sheet = self.pool.sheet(self.kind).take(chosen)
-        labels = (
-            torch.tensor([self.pool.examples[i].label for i in chosen], device=self.pool.lm.device)
-            if self.kind is Kind.CHOICE
-            else None
-        )
+        chosen = batch_of(self.run.config.seed, self.settings.batch, self.run.bench.train, t)
         with torch.enable_grad():
-            logits = sheet_logits(self.pool.lm, sheet, plan(self.pool.lm, sheet))
-            value = loss(sheet, sheet.likelihoods(logits, sheet.columns if sheet.closed else None), labels)
+            value = cross_entropy(self.pool, chosen)
             value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()

@@ -246,6 +246,32 @@ def verify(
     typer.echo(check(folder, model))
 
 
+@app.command()
+def bench(
+    part: Annotated[
+        list[str] | None,
+        typer.Argument(help="noise, step, memory, journal, members, trunk, start; all where none is given."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where bench.csv and the plot go.")] = Path("zo-bench"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    shape: Annotated[str, typer.Option(help="OPT's shape for step, memory and members: 125m, 1.3b, 2.7b, 6.7b.")] = "125m",
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5,
+    model: Annotated[str, typer.Option("--model", help="The model of part trunk.")] = "reviews-1m",
+    data_dir: DataDir = None,
+) -> None:
+    """Measure what a step costs on this machine, against plain forwards and against reference MeZO."""
+    from zo_objectives.bench import measure, show, write
+    from zo_objectives.timing import Setting, check
+
+    _quiet_libraries()
+    setting = check(Setting(device, dtype, shape, repeat, model, str(data_dir) if data_dir else None))
+    with _interruptible():
+        rows = measure(setting, part or [], lambda row: typer.echo(f"{row.part:<8} {row.told}"))
+    show(rows)
+    typer.echo(f"\nTable: {write(rows, setting, output, _command())}")
+
+
 @tasks_app.command("ls")
 def tasks_ls(include_path: Include = None) -> None:
     """Every task: its form, metric and what it is."""

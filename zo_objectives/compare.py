@@ -1,6 +1,7 @@
 """Comparisons: tasks x methods x seeds, each a run folder, gathered into results.csv and a report."""
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from zo_objectives.bench import Workbench
 from zo_objectives.config import METHODS, RunConfig, Settings, make_config, merge, method_settings, task_settings
 from zo_objectives.errors import InputError, unknown
 from zo_objectives.report import write_report
 from zo_objectives.results import machine, make_folder, versions, write_atomically
 from zo_objectives.run import execute
 from zo_objectives.tasks import TaskSpec, load_task
+from zo_objectives.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ def plan_runs(
 
 def with_budget(config: RunConfig, forwards: int) -> RunConfig:
     """The configuration with as many steps as `forwards` forward passes allow. Raises InputError for fewer than one step."""
-    steps = forwards // (2 * config.directions)
-    if steps < 1:
+    if config.forwards(1) > forwards:
         raise InputError(
-            f"--budget {forwards} is less than one step of 2 x {config.directions} forwards. Raise it or lower directions."
+            f"--budget {forwards} is less than one step of {config.forwards(1)} forwards. Raise it or lower directions."
         )
-    return config.model_copy(update={"steps": steps})
+    most = bisect_right(range(forwards + 1), forwards, key=config.forwards) - 1
+    return config.model_copy(update={"steps": most})
 
 
 def run_folder(config: RunConfig) -> str:

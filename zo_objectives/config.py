@@ -30,6 +30,19 @@ class FineTuning(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
 
 
+class LayerWise(BaseModel):
+    """Layer-wise sizes d (MeZO, appendix B): see zo_objectives.layers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    sizes: Literal["none", "parameter", "zeroth-order", "backprop"] = Field("none", description="the norms d is made of")
+    modified: Literal["variance", "expectation"] = Field("variance", description="Definition 6 or 7")
+    every: int = Field(0, ge=0, description="steps from one measurement to the next; 0: once")
+    average: float = Field(0.0, ge=0, lt=1, description="share of the old sizes that stays at a new measurement")
+    directions: int = Field(8, ge=1, description="pairs for each group's zeroth-order norm")
+    floor: float = Field(0.1, gt=0, le=1, description="the smallest size, relative to the largest")
+
+
 class RunConfig(BaseModel):
     """All that a run depends on."""
 
@@ -46,34 +59,46 @@ class RunConfig(BaseModel):
     tune: str = Field("head", description="what is tuned; see zo_objectives.subsets")
     steps: int = Field(300, ge=0)
     batch: int = Field(512, ge=1, description="training examples a step")
-    directions: int = Field(16, ge=1, description="antithetic pairs a step")
+    estimator: Literal["spsa", "one_sided", "one_point", "es"] = "spsa"
+    directions: int = Field(16, ge=1, description="directions a step: pairs for spsa, members for es")
+    growth: Literal["constant", "linear"] = Field("constant", description="linear: from 1 direction up to all of them")
     scale: float = Field(0.5, gt=0, description="how far probes are; in units of each tensor's root mean square if relative")
-    shaping: str = Field("unit", description="raw: differences as they are; unit: divided by their root mean square")
+    shaping: str = Field("unit", description="raw, centred, zscore[:FLOOR], rank, sign or unit; see zo_objectives.shaping")
+    clip: float | None = Field(None, gt=0, description="the largest norm of a step's coefficients")
+    blocks: Literal["all", "round-robin"] = Field("all", description="round-robin: one layer's tensors a step, in turn")
     rule: str = "sgd"
+    moments: Literal["stored", "recomputed"] = Field("stored", description="recomputed: from the journal, without memory")
     learning_rate: float = Field(
         0.15, gt=0, description="for unit shaping: the root-mean-square step of an element, in the scale's unit"
     )
     schedule: str = "linear"
+    warmup: int = Field(0, ge=0, description="steps in which the learning rate rises to the schedule's")
     weight_decay: float = Field(0.0, ge=0)
+    pull: float = Field(0.0, ge=0, description="decay toward the initial weights, as weight_decay is toward 0")
     relative: bool = Field(True, description="scales and steps relative to each tensor's root mean square, or absolute")
-    noise: Literal["rademacher", "gaussian"] = "rademacher"
+    noise: str = Field("rademacher", pattern=r"^(rademacher|gaussian|low-rank(:[1-9]\d*)?)$")
+    mask: str | None = Field(None, pattern=r"^(smallest|largest):(0?\.\d+|1|1\.0)$", description="a share of each tensor")
+    layerwise: LayerWise = LayerWise()
     store: str = "inference"
+    members: Literal["sequential", "batched"] = Field("sequential", description="batched: for low-rank noise")
 
     evaluations: int = Field(12, ge=1, description="how often validation is looked at during a run")
     n_train: int | None = Field(None, ge=1)
     n_validation: int | None = Field(1000, ge=1)
     n_test: int | None = Field(2000, ge=1)
     long_prompts: Literal["error", "drop"] = "error"
-    trunk_mb: int = Field(1024, ge=0, description="memory for stored hidden states below the cut, in MiB")
+    trunk_mb: int = Field(1024, ge=0, description="memory for stored hidden states, in MiB; what is beyond goes to TMPDIR")
     ft: FineTuning = FineTuning()
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
 
-    @property
-    def forwards(self) -> int:
-        """Forward passes that the zeroth-order methods take."""
-        return 2 * self.directions * self.steps
+    def forwards(self, steps: int) -> int:
+        """Forward passes that so many steps take, those that measure layer sizes aside."""
+        fixed, each = {"spsa": (0, 2), "one_sided": (1, 1), "one_point": (1, 0), "es": (0, 1)}[self.estimator]
+        first = 2 if self.estimator == "es" else 1
+        growing = (max(first, self.directions * t // steps) for t in range(steps))  # as estimators.growing
+        return fixed * steps + each * (self.directions * steps if self.growth == "constant" else sum(growing))
 
 
 Settings = dict[str, Any]
@@ -135,7 +160,8 @@ def make_config(settings: Mapping[str, Any]) -> RunConfig:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            known = RunConfig.model_fields if len(first["loc"]) == 1 else FineTuning.model_fields
+            nested: dict[str, type[BaseModel]] = {"ft": FineTuning, "layerwise": LayerWise}
+            known = nested.get(str(first["loc"][0]), RunConfig).model_fields
             raise unknown("setting", str(first["loc"][-1]), known) from error
         raise InputError(f"Setting {field}={first['input']!r}: {first['msg']}.") from error
     if config.method not in METHODS:

@@ -1,6 +1,12 @@
 """Estimators: which points to score, and how scores become the coefficients of a gradient estimate.
 
-Scores are "higher is better". A gradient estimate is sum_k c_k z(key_k): a few float32 numbers, never a tensor.
+Scores are "higher is better". An estimate is sum_k c_k z(key_k): a few float32 numbers, never a tensor.
+
+    Spsa        antithetic pairs: SPSA, n-SPSA (MeZO, Definition 1, Algorithm 2), mirrored ES; constant or growing n
+    OneSided    one point at the centre, n around it (FZOO, Dang et al. 2025)
+    OnePoint    one point a step, against the step before: residual feedback (Zhang et al. 2020; MeZO, Definition 8)
+    Es          a population of independent members (Salimans et al. 2017; es-at-scale)
+    Clipped, RoundRobin   another estimator, its coefficients bounded; one block of the model a step
 """
 
 import math
@@ -11,88 +17,266 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from zo_objectives.errors import unknown
+from zo_objectives.errors import InputError
 from zo_objectives.keys import direction_keys
+from zo_objectives.shaping import Contrast, Floats, Shaping, centred, raw
 
-Floats = NDArray[np.float64]
-Shaping = Callable[[Floats, float], Floats]
+Pieces = tuple[tuple[int, int], ...]
+Memory = tuple[float, ...]
 
 
 class Probe(NamedTuple):
-    """The point theta + scale * d * z(key)."""
+    """The point theta + scale * d * z(key), in the tensors of one group only where `group` is given."""
 
     key: int
     scale: float
+    group: int | None = None
+
+
+Evaluator = Callable[[Sequence[Probe], int], Sequence[float]]
+"""(probes, step) -> one score each, higher is better, all on the same examples in the same order."""
 
 
 class ProjectedGradient(NamedTuple):
-    """sum_k coefficients[k] * z(keys[k]), an ascent direction; `key` is the step's own key."""
+    """sum_k coefficients[k] * z(keys[k]), an ascent direction, in one group only or in all; `key` is the step's own key."""
 
     key: int
     keys: tuple[int, ...]
     coefficients: NDArray[np.float32]
+    group: int | None = None
 
 
 class Estimator(Protocol):
-    """Chooses probes from a key and turns their scores into a gradient."""
+    """Chooses probes from a step's key and turns their scores into a gradient. `t` counts steps from 0.
+
+    `memory` is what the estimator knows of the steps before: float32 numbers that the journal keeps, so that a run that is
+    taken up again continues. It is () in the first step.
+    """
 
     @property
-    def directions(self) -> int:
-        """How many coefficients a step has."""
+    def counts(self) -> Pieces:
+        """How many coefficients a step has: (first step, count) pieces."""
 
-    def probes(self, key: int) -> tuple[Probe, ...]:
+    @property
+    def remembers(self) -> int:
+        """How many numbers `remember` returns."""
+
+    @property
+    def blocks(self) -> int:
+        """How many groups take turns, step by step; 0 where every step moves everything."""
+
+    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
         """The points to score."""
 
-    def gradient(self, key: int, scores: Sequence[float]) -> ProjectedGradient:
+    def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
         """The estimate, from one finite score for each probe, in order."""
 
-
-def raw(differences: Floats, scale: float) -> Floats:
-    """(s+ - s-) / (2 scale n): the mean of n SPSA estimates (MeZO, Definition 1); unbiased as the scale goes to 0."""
-    return differences / (2 * scale * len(differences))
+    def remember(self, scores: Sequence[float]) -> Memory:
+        """What the next step has to know of this one's scores."""
 
 
-def unit(differences: Floats, scale: float) -> Floats:
-    """Differences over their root mean square and sqrt(n): each element of the estimate then has variance 1.
+def pieces_of(directions: int | Pieces, least: int = 1) -> Pieces:
+    """A number of directions that is the same in every step, or one that grows, as pieces. Raises InputError."""
+    found = ((0, directions),) if isinstance(directions, int) else directions
+    starts, counts = [s for s, _ in found], [n for _, n in found]
+    if not found or starts[0] != 0 or starts != sorted(set(starts)) or min(counts) < least:
+        raise InputError(
+            f"directions={directions!r}: give at least {least}, or (first step, count) pieces that begin at step 0."
+        )
+    return found
 
-    The learning rate becomes the root-mean-square step of an element, whatever the metric's units. All ties stay zero.
-    """
-    size = math.sqrt(float(np.mean(differences**2)))
-    return differences / (size * math.sqrt(len(differences))) if size > 0 else differences
+
+def growing(last: int, steps: int, first: int = 1) -> Pieces:
+    """max(first, floor(last * t / steps)) directions at step t: MeZO's linear schedule of n (Appendix A.2, Table 6)."""
+    counts = [max(first, last * t // steps) for t in range(steps)] or [first]
+    return tuple((t, n) for t, n in enumerate(counts) if t == 0 or n != counts[t - 1])
 
 
-SHAPINGS: dict[str, Shaping] = {"raw": raw, "unit": unit}
+def count_at(directions: Pieces, t: int) -> int:
+    """How many directions step `t` has."""
+    return next(n for first, n in reversed(directions) if first <= t)
+
+
+class _Plain:
+    """What most estimators are: without memory, and moving everything in every step."""
+
+    remembers = 0
+    blocks = 0
+
+    def remember(self, scores: Sequence[float]) -> Memory:
+        return ()
+
+
+def _array(scores: Sequence[float]) -> Floats:
+    return np.asarray(scores, dtype=np.float64)
 
 
 @dataclass(frozen=True)
-class Spsa:
-    """Simultaneous perturbation with `directions` antithetic pairs (n-SPSA; MeZO, Definition 1).
+class Spsa(_Plain):
+    """Simultaneous perturbation with antithetic pairs: SPSA for one direction a step, n-SPSA for several.
 
-    Probes come as +, -, +, -, ... so that both points of a pair meet the same batch in the same order.
+    `directions` is a number or the pieces of `growing`. Probes come as +, -, +, -, ... so that both points of a pair meet
+    the same batch in the same order. Shaped by ranks or z-scores this is mirrored ES: all 2n scores are shaped together.
     """
 
     scale: float
-    directions: int = 1
+    directions: int | Pieces = 1
     shaping: Shaping = raw
 
-    def probes(self, key: int) -> tuple[Probe, ...]:
-        keys = direction_keys(key, self.directions)
+    @property
+    def counts(self) -> Pieces:
+        return pieces_of(self.directions)
+
+    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+        keys = direction_keys(key, count_at(self.counts, t))
         return tuple(Probe(k, sign * self.scale) for k in keys for sign in (1.0, -1.0))
 
-    def gradient(self, key: int, scores: Sequence[float]) -> ProjectedGradient:
-        pairs = np.asarray(scores, dtype=np.float64).reshape(self.directions, 2)
-        coefficients = self.shaping(pairs[:, 0] - pairs[:, 1], self.scale)
-        return ProjectedGradient(key, direction_keys(key, self.directions), coefficients.astype(np.float32))
+    def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
+        pairs = self.shaping.utilities(_array(scores)).reshape(-1, 2)
+        return _estimate(key, self.shaping, pairs[:, 0] - pairs[:, 1], self.scale, Contrast.PAIR)
 
 
-def tie_rate(scores: Sequence[float]) -> float:
-    """The share of antithetic pairs with equal scores: pairs that tell nothing."""
-    pairs = np.asarray(scores, dtype=np.float64).reshape(-1, 2)
-    return float(np.mean(pairs[:, 0] == pairs[:, 1]))
+@dataclass(frozen=True)
+class OneSided(_Plain):
+    """The centre and one point along each of n directions: n + 1 forwards (FZOO, Dang et al. 2025, with unit shaping)."""
+
+    scale: float
+    directions: int | Pieces = 1
+    shaping: Shaping = raw
+
+    @property
+    def counts(self) -> Pieces:
+        return pieces_of(self.directions)
+
+    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+        keys = direction_keys(key, count_at(self.counts, t))
+        return (Probe(keys[0], 0.0), *(Probe(k, self.scale) for k in keys))
+
+    def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
+        utilities = self.shaping.utilities(_array(scores))
+        return _estimate(key, self.shaping, utilities[1:] - utilities[0], self.scale, Contrast.CENTRE)
 
 
-def shaping(name: str) -> Shaping:
-    """The shaping called `name`; raises InputError with the nearest name."""
-    if name not in SHAPINGS:
-        raise unknown("shaping", name, SHAPINGS)
-    return SHAPINGS[name]
+@dataclass(frozen=True)
+class OnePoint:
+    """One forward a step: (s_t(theta_t + scale z_t) - s_{t-1}) / scale, with the last step's score as the baseline.
+
+    Residual feedback (Zhang et al. 2020; MeZO, Definition 8). The first step has no baseline and moves nothing. There is
+    nothing to rank or to centre: only the shaping's weights are used.
+    """
+
+    scale: float
+    shaping: Shaping = raw
+
+    remembers = 1
+    blocks = 0
+
+    @property
+    def counts(self) -> Pieces:
+        return pieces_of(1)
+
+    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+        return (Probe(direction_keys(key, 1)[0], self.scale),)
+
+    def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
+        before = memory[0] if memory else float(np.float32(scores[0]))
+        return _estimate(key, self.shaping, np.array([float(np.float32(scores[0])) - before]), self.scale, Contrast.CENTRE)
+
+    def remember(self, scores: Sequence[float]) -> Memory:
+        return (float(np.float32(scores[0])),)
+
+
+@dataclass(frozen=True)
+class Es(_Plain):
+    """A population of independent members, a direction each: no pairs, no centre. Mirrored, it is `Spsa` with its shaping.
+
+    With `zscore` shaping and learning rate alpha / sqrt(n) this is es-at-scale's step alpha / n * sum_k z-score_k z_k.
+    """
+
+    scale: float
+    directions: int | Pieces = 30
+    shaping: Shaping = centred
+
+    @property
+    def counts(self) -> Pieces:
+        return pieces_of(self.directions, least=2)
+
+    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+        return tuple(Probe(k, self.scale) for k in direction_keys(key, count_at(self.counts, t)))
+
+    def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
+        values = _array(scores)
+        told = np.ptp(values) > 0  # a population of equal scores moves nothing, whatever the shaping (law 7)
+        utilities = self.shaping.utilities(values) if told else np.zeros_like(values)
+        return _estimate(key, self.shaping, utilities, self.scale, Contrast.ALONE)
+
+
+def _estimate(key: int, shaping: Shaping, contrasts: Floats, scale: float, kind: Contrast) -> ProjectedGradient:
+    coefficients = shaping.weigh(contrasts, scale, kind).astype(np.float32)
+    return ProjectedGradient(key, direction_keys(key, len(contrasts)), coefficients)
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """Another estimator whose coefficients are shrunk to a Euclidean norm of at most `limit`.
+
+    z_k are nearly orthogonal and of norm sqrt(d), so this bounds the norm of the estimate to about limit * sqrt(d).
+    """
+
+    inner: Estimator
+    limit: float
+
+    @property
+    def counts(self) -> Pieces:
+        return self.inner.counts
+
+    @property
+    def remembers(self) -> int:
+        return self.inner.remembers
+
+    @property
+    def blocks(self) -> int:
+        return self.inner.blocks
+
+    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+        return self.inner.probes(key, t)
+
+    def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
+        found = self.inner.gradient(key, scores, t, memory)
+        norm = math.sqrt(math.fsum(c * c for c in found.coefficients.tolist()))
+        if not norm > self.limit:  # a norm that is not a number is reported by the loop
+            return found
+        return found._replace(coefficients=(found.coefficients.astype(np.float64) * (self.limit / norm)).astype(np.float32))
+
+    def remember(self, scores: Sequence[float]) -> Memory:
+        return self.inner.remember(scores)
+
+
+@dataclass(frozen=True)
+class RoundRobin:
+    """Another estimator on one group of tensors a step, each of `blocks` groups in turn: block-coordinate ascent."""
+
+    inner: Estimator
+    blocks: int
+
+    @property
+    def counts(self) -> Pieces:
+        return self.inner.counts
+
+    @property
+    def remembers(self) -> int:
+        return self.inner.remembers
+
+    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+        return tuple(p._replace(group=t % self.blocks) for p in self.inner.probes(key, t))
+
+    def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
+        return self.inner.gradient(key, scores, t, memory)._replace(group=t % self.blocks)
+
+    def remember(self, scores: Sequence[float]) -> Memory:
+        return self.inner.remember(scores)
+
+
+def tie_rate(gradient: ProjectedGradient) -> float:
+    """The share of directions that told nothing: coefficients of zero."""
+    return float(np.mean(gradient.coefficients == 0))

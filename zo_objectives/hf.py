@@ -170,6 +170,11 @@ def pad(sequences: Sequence[Ids], rows: Sequence[int], fill: int, device: torch.
     return Padded(tuple(rows), ids.to(device), mask.to(device))
 
 
+def repeated(batch: Padded, members: int) -> Padded:
+    """The same sequences once for each of several members, one member's after another's."""
+    return Padded(batch.rows * members, batch.ids.repeat(members, 1), batch.mask.repeat(members, 1))
+
+
 def micro_batches(sequences: Sequence[Ids], tokens: int = MICRO_TOKENS) -> list[list[int]]:
     """Sequence numbers in groups of similar length, each at most `tokens` padded tokens (or one sequence)."""
     groups: list[list[int]] = []
@@ -184,11 +189,15 @@ def micro_batches(sequences: Sequence[Ids], tokens: int = MICRO_TOKENS) -> list[
 
 
 @contextmanager
-def only_sites(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """While open, the output head sees states [1, sites, d] instead of [B, T, d]: logits nobody reads are not made."""
+def only_sites(head: nn.Module, rows: Tensor, columns: Tensor, members: int = 1) -> Iterator[None]:
+    """While open, the output head sees states [members, sites, d] instead of [members * B, T, d].
+
+    Logits nobody reads are not made.
+    """
 
     def gather(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][rows, columns].unsqueeze(0), *inputs[1:])
+        states = inputs[0].view(members, -1, *inputs[0].shape[1:])
+        return (states[:, rows, columns], *inputs[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:
@@ -222,9 +231,15 @@ def plan(lm: CausalLM, sheet: Sheet, tokens: int = MICRO_TOKENS) -> list[Pass]:
 
 def site_logits(lm: CausalLM, work: Pass) -> Tensor:
     """Logits [sites of the pass, vocabulary], float32, differentiable where gradients are on."""
-    with only_sites(lm.model.get_output_embeddings(), work.rows, work.columns):
-        logits: Tensor = lm.model(input_ids=work.batch.ids, attention_mask=work.batch.mask, use_cache=False).logits
-    return logits[0].float()
+    return member_logits(lm, work, 1)[0]
+
+
+def member_logits(lm: CausalLM, work: Pass, members: int) -> Tensor:
+    """Logits [members, sites of the pass, vocabulary] of a pass over its sequences once for each member, float32."""
+    batch = repeated(work.batch, members)
+    with only_sites(lm.model.get_output_embeddings(), work.rows, work.columns, members):
+        logits: Tensor = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    return logits.float()
 
 
 def sheet_logits(lm: CausalLM, sheet: Sheet, passes: Sequence[Pass]) -> Tensor:
@@ -264,6 +279,16 @@ def _no_settings(model: Any) -> Iterator[None]:
 
 def generate(lm: CausalLM, prompts: Sequence[Ids], *, new_tokens: int, stops: Sequence[int]) -> list[list[int]]:
     """Greedy continuations, at most `new_tokens` tokens each, a stop token included where one came."""
+    result: list[list[int]] = [[] for _ in prompts]
+    for group in micro_batches(prompts):
+        batch = pad(prompts, group, lm.padding, lm.device, left=True)
+        for r, tokens in zip(group, continuations(lm, batch, new_tokens=new_tokens, stops=stops), strict=True):
+            result[r] = tokens
+    return result
+
+
+def continuations(lm: CausalLM, batch: Padded, *, new_tokens: int, stops: Sequence[int]) -> list[list[int]]:
+    """Greedy continuations of the rows of a left-padded batch, as `generate` gives them."""
     from transformers import GenerationConfig
 
     config = GenerationConfig(
@@ -274,12 +299,8 @@ def generate(lm: CausalLM, prompts: Sequence[Ids], *, new_tokens: int, stops: Se
         eos_token_id=list(stops) or None,
         use_cache=True,
     )
-    result: list[list[int]] = [[] for _ in prompts]
-    for group in micro_batches(prompts):
-        batch = pad(prompts, group, lm.padding, lm.device, left=True)
-        with _no_settings(lm.model):
-            out = lm.model.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
-        for r, tokens in zip(group, out[:, batch.ids.shape[1] :].tolist(), strict=True):
-            end = next((i + 1 for i, token in enumerate(tokens) if token in stops), len(tokens))
-            result[r] = tokens[:end]
-    return result
+    with _no_settings(lm.model):
+        out = lm.model.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
+    said: list[list[int]] = out[:, batch.ids.shape[1] :].tolist()
+    stop = set(stops)
+    return [tokens[: next((i + 1 for i, token in enumerate(tokens) if token in stop), len(tokens))] for tokens in said]

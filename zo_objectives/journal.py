@@ -1,10 +1,15 @@
-"""The journal: a run's header and the float32 coefficients of every step, from which its weights follow.
+"""The journal: a run's header and, for every step, the float32 numbers from which its weights follow.
 
 Format 1, little-endian: b"ZOJ1", uint32 length, that many bytes of JSON (the header), uint32 CRC-32 of the JSON; then blocks
-of 64 steps, each step `directions` float32, each full block followed by the CRC-32 of its bytes. The last block may be open:
-its whole records count, a torn record does not, nor does anything that runs into zero bytes at the file's very end (what a
-power cut can leave; a run recomputes it to the same bits). A coefficient of 0 is written as -0.0, so that no step looks like
-that. A full block whose checksum is wrong is refused.
+of 64 steps, each full block followed by the CRC-32 of its bytes. A step is float32 numbers in this order:
+
+    layer sizes    header["sizes"] = [groups, every]: `groups` numbers in step 0 and every `every` steps (0: in step 0 only)
+    coefficients   header["directions"]: as many in every step, or [[first step, count], ...]
+    memory         header["memory"]: what the estimator remembers of the step (nothing where the header does not say)
+
+The last block may be open: its whole records count, a torn record does not, nor does anything that runs into zero bytes
+at the file's very end (what a power cut can leave; a run recomputes it to the same bits). A number 0 is written as -0.0, so
+that no step looks like that. A full block whose checksum is wrong is refused.
 
 An SPSA step is 4 bytes and a sixteenth: 20,000 of them are 81 KB (MeZO, section 2.1, promises 0.1 MB).
 """
@@ -14,22 +19,83 @@ import os
 import struct
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zo_objectives.adaptive import Adaptive
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import ProjectedGradient
+from zo_objectives.estimators import Estimator, Memory, Pieces, ProjectedGradient, count_at
 from zo_objectives.keys import direction_keys, fold_in, root_key
+from zo_objectives.noise import SPEC
 from zo_objectives.weights import Weights
 
 MAGIC = b"ZOJ1"
 BLOCK = 64  # steps
 SYNC_SECONDS = 1.0
 Header = dict[str, Any]
+Numbers = NDArray[np.float32]
+NOTHING: Numbers = np.zeros(0, dtype=np.float32)
+
+
+class Record(NamedTuple):
+    """One step: its coefficients, what the estimator remembers of it, and the layer sizes measured before it, if any."""
+
+    coefficients: Numbers
+    memory: Numbers = NOTHING
+    sizes: Numbers = NOTHING
+
+
+class Layout(NamedTuple):
+    """How many numbers of each kind a step has."""
+
+    directions: Pieces
+    memory: int
+    groups: int
+    every: int
+
+    @classmethod
+    def of(cls, header: Header) -> Self:
+        given = header["directions"]
+        groups, every = header.get("sizes", (0, 0))
+        pieces = ((0, given),) if isinstance(given, int) else tuple((s, n) for s, n in given)
+        return cls(pieces, header.get("memory", 0), groups, every)
+
+    def sized(self, t: int) -> int:
+        """How many layer sizes step `t` has."""
+        return self.groups if t == 0 or (self.every and t % self.every == 0) else 0
+
+    def width(self, t: int) -> int:
+        """Bytes of step `t`."""
+        return 4 * (self.sized(t) + count_at(self.directions, t) + self.memory)
+
+    def record(self, t: int, body: bytes) -> Record:
+        numbers = np.frombuffer(body, dtype="<f4").astype(np.float32)
+        first, last = self.sized(t), len(numbers) - self.memory
+        return Record(numbers[first:last], numbers[last:], numbers[:first])
+
+
+def header_for(weights: Weights, estimator: Estimator, seed: int, adaptive: Adaptive | None = None, **more: Any) -> Header:
+    """The header of a run, with `more` of the caller's own entries (JSON)."""
+    steady = len(estimator.counts) == 1
+    header: Header = {
+        "seed": seed,
+        "directions": estimator.counts[0][1] if steady else [list(piece) for piece in estimator.counts],
+        "base": weights.fingerprint(),
+        "noise": SPEC,
+        **more,
+    }
+    if estimator.remembers:
+        header["memory"] = estimator.remembers
+    if estimator.blocks:
+        header["blocks"] = estimator.blocks
+    if adaptive is not None:
+        header["sizes"] = [len(weights.sizes), adaptive.every]
+    return header
 
 
 def _read_header(data: bytes, path: Path) -> tuple[Header, int]:
@@ -49,65 +115,87 @@ def _read_header(data: bytes, path: Path) -> tuple[Header, int]:
     return header, 12 + length
 
 
-def _read_blocks(data: bytes, directions: int, path: Path) -> tuple[NDArray[np.float32], int]:
-    """The steps' coefficients [steps, directions] and how many bytes of `data` hold them."""
-    record, block = 4 * directions, 4 * directions * BLOCK
-    parts, at = [], 0
-    while len(data) - at >= block + 4:
-        body = data[at : at + block]
-        if zlib.crc32(body) != struct.unpack_from("<I", data, at + block)[0]:
-            if not any(data[at + block :]):
-                break
-            first = at // (block + 4) * BLOCK
-            raise InputError(f"{path} is damaged in steps {first} to {first + BLOCK - 1}. Restore it from a backup.")
-        parts.append(body)
-        at += block + 4
-    tail = data[at : at + block - record]  # a full block counts once its checksum is there
-    tail = tail[: len(tail) // record * record]
-    while tail and tail[-1] == 0:
-        tail = tail[:-record]
-    values = np.frombuffer(b"".join((*parts, tail)), dtype="<f4").astype(np.float32)
-    return values.reshape(-1, directions), at + len(tail)
+def _read_blocks(data: bytes, layout: Layout, path: Path) -> tuple[list[Record], int]:
+    """The steps' records and how many bytes of `data` hold them."""
+    records: list[Record] = []
+    at = 0
+    while True:
+        first = len(records)
+        sizes = [layout.width(t) for t in range(first, first + BLOCK)]
+        body = data[at : at + sum(sizes)]
+        check = data[at + sum(sizes) : at + sum(sizes) + 4]
+        full = len(check) == 4
+        if full and zlib.crc32(body) != struct.unpack("<I", check)[0]:
+            if any(data[at + sum(sizes) :]):
+                raise InputError(f"{path} is damaged in steps {first} to {first + BLOCK - 1}. Restore it from a backup.")
+            full = False
+        if not full:  # a full block counts once its checksum is there
+            sizes = _whole(sizes[:-1], body)
+        for t, size in enumerate(sizes, first):
+            records.append(layout.record(t, data[at : at + size]))
+            at += size
+        if not full:
+            return records, at
+        at += 4
 
 
-def read(path: Path) -> tuple[Header, NDArray[np.float32]]:
-    """A journal's header and its coefficients, float32 [steps, directions]. Raises InputError for any other file."""
+def _whole(sizes: list[int], body: bytes) -> list[int]:
+    """The sizes of the whole records that an open block begins with, less those that run into zero bytes."""
+    ends = np.cumsum(sizes).tolist()
+    while ends and (ends[-1] > len(body) or body[ends[-1] - 1] == 0):
+        ends.pop()
+    return sizes[: len(ends)]
+
+
+def read(path: Path) -> tuple[Header, list[Record]]:
+    """A journal's header and its steps. Raises InputError for any other file."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"Cannot read the journal {path}: {error.strerror}.") from error
     header, start = _read_header(data, path)
-    return header, _read_blocks(data[start:], header["directions"], path)[0]
+    return header, _read_blocks(data[start:], Layout.of(header), path)[0]
 
 
-def gradient_of(header: Header, t: int, coefficients: NDArray[np.float32]) -> ProjectedGradient:
+def gradient_of(header: Header, t: int, coefficients: Numbers) -> ProjectedGradient:
     """Step `t` as it was applied: keys follow from the seed and the step."""
     key = fold_in(root_key(header["seed"]), t)
-    return ProjectedGradient(key, direction_keys(key, len(coefficients)), coefficients)
+    group = t % header["blocks"] if header.get("blocks") else None
+    return ProjectedGradient(key, direction_keys(key, len(coefficients)), coefficients, group)
 
 
-def replay(header: Header, coefficients: NDArray[np.float32], weights: Weights, start: int = 0) -> None:
-    """Applies the steps to `weights`, which must hold the base that the header names (or the state after `start` steps)."""
+def replay(header: Header, records: Sequence[Record], weights: Weights, start: int = 0) -> Memory:
+    """Applies the steps to `weights`, which must hold the base that the header names (or the state after `start` steps).
+
+    Returns what the estimator remembers of the last one. Needs neither data nor a forward pass. Raises InputError for
+    weights of another base and for a journal of another noise.
+    """
+    if header.get("noise", SPEC) != SPEC:
+        raise InputError(f"The journal was made with noise {header['noise']!r}; this version has {SPEC!r}.")
     if start == 0 and weights.fingerprint() != header["base"]:
         raise InputError(
             "The journal belongs to other weights: the base model's fingerprint differs. Give the model the run began with."
         )
-    for t, row in enumerate(coefficients[start:], start):
-        weights.ascend(t, gradient_of(header, t, row))
+    for t, record in enumerate(records[start:], start):
+        if len(record.sizes):
+            weights.resize(record.sizes.tolist())
+        weights.ascend(t, gradient_of(header, t, record.coefficients))
+    return tuple(records[-1].memory.tolist()) if records else ()
 
 
 class Journal:
     """An open journal: `with Journal.open(path, header) as journal`. Appends go through at once, synced every second."""
 
-    def __init__(self, path: Path, header: Header, coefficients: NDArray[np.float32], end: int) -> None:
+    def __init__(self, path: Path, header: Header, records: list[Record], end: int) -> None:
         self.header = header
-        self.coefficients = coefficients  # what was there at opening, to be replayed
+        self.records = records  # what was there at opening, to be replayed
         self._file = path.open("r+b")
         self._file.truncate(end)
         self._file.seek(end)
-        self._steps = len(coefficients)
-        open_steps = self._steps % BLOCK
-        self._block = coefficients[len(coefficients) - open_steps :].astype("<f4").tobytes()
+        self._layout = Layout.of(header)
+        self._steps = len(records)
+        open_block = records[len(records) - len(records) % BLOCK :]
+        self._block = b"".join(map(_bytes, open_block))
         self._synced = time.monotonic()
 
     @classmethod
@@ -128,21 +216,25 @@ class Journal:
                 f"{path} belongs to another run: {_difference(found, header, differing[0])}."
                 " Repeat the run's own settings to go on with it, or choose another --output."
             )
-        coefficients, used = _read_blocks(data[start:], header["directions"], path)
-        if at_most is not None and len(coefficients) > at_most:
-            coefficients = coefficients[:at_most]
-            used = 4 * coefficients.size + 4 * (at_most // BLOCK)
-        return cls(path, found, coefficients, start + used)
+        records, used = _read_blocks(data[start:], Layout.of(header), path)
+        if at_most is not None and len(records) > at_most:
+            records = records[:at_most]
+            used = sum(map(Layout.of(header).width, range(at_most))) + 4 * (at_most // BLOCK)
+        return cls(path, found, records, start + used)
 
-    def append(self, coefficients: NDArray[np.float32]) -> None:
-        """One step, before it is applied."""
-        record = np.where(coefficients == 0, np.float32(-0.0), coefficients).astype("<f4").tobytes()
-        self._block += record
+    def append(self, record: Record) -> None:
+        """One step, before it is applied. Raises ValueError for one that does not fit the header."""
+        body = _bytes(record)
+        if len(body) != self._layout.width(self._steps) or len(record.sizes) != self._layout.sized(self._steps):
+            raise ValueError(
+                f"Step {self._steps} has {len(body) // 4} numbers, which is not what the journal's header says."
+            )
+        self._block += body
         self._steps += 1
         if self._steps % BLOCK == 0:
-            record += struct.pack("<I", zlib.crc32(self._block))
+            body += struct.pack("<I", zlib.crc32(self._block))
             self._block = b""
-        self._file.write(record)
+        self._file.write(body)
         self._file.flush()
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
@@ -159,6 +251,11 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.sync()
         self._file.close()
+
+
+def _bytes(record: Record) -> bytes:
+    numbers = np.concatenate((record.sizes, record.coefficients, record.memory))
+    return np.where(numbers == 0, np.float32(-0.0), numbers).astype("<f4").tobytes()
 
 
 def _encode(header: Header) -> bytes:

@@ -1,27 +1,26 @@
 """The whole training loop, as an iterator."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from zo_objectives.adaptive import Adaptive
 from zo_objectives.errors import RunError
-from zo_objectives.estimators import Estimator, Probe, ProjectedGradient
-from zo_objectives.journal import Journal, replay
+from zo_objectives.estimators import Estimator, Evaluator, Memory, ProjectedGradient
+from zo_objectives.journal import NOTHING, Journal, Record, replay
 from zo_objectives.keys import fold_in, root_key
-from zo_objectives.weights import Weights
-
-Evaluator = Callable[[Sequence[Probe], int], Sequence[float]]
-"""(probes, step) -> one score each, higher is better, all on the same examples in the same order."""
+from zo_objectives.weights import Realised, Weights
 
 
 class Step(NamedTuple):
-    """A step that has been taken: its number from 0, what the probes scored, and what was applied."""
+    """A step that has been taken: its number from 0, what the probes scored, what was applied, and what became of it."""
 
     t: int
     scores: tuple[float, ...]
     gradient: ProjectedGradient
+    realised: Realised | None = None
 
 
 def climb(
@@ -32,27 +31,34 @@ def climb(
     steps: int,
     seed: int,
     journal: Journal | None = None,
+    adaptive: Adaptive | None = None,
+    watch: int = 0,
 ) -> Iterator[Step]:
     """Tunes `weights` for `steps` steps, each yielded once it is applied; goes on where `journal` ends.
 
-    Raises RunError, with the weights as they were, where a score is not finite.
+    `adaptive` measures layer sizes. Every `watch` steps (never for 0), `Step.realised` says how much of the step the
+    weights' precision kept. Raises RunError, with the weights as they were, where a score is not finite.
     """
-    start = 0
+    start, memory = 0, Memory()
     if journal is not None:
-        replay(journal.header, journal.coefficients, weights)
-        start = len(journal.coefficients)
+        memory = replay(journal.header, journal.records, weights)
+        start = len(journal.records)
     for t in range(start, steps):
         key = fold_in(root_key(seed), t)
-        probes = estimator.probes(key)
+        sizes = adaptive.measure(weights, evaluate, t, key) if adaptive is not None and adaptive.due(t) else NOTHING
+        if len(sizes):
+            weights.resize(sizes.tolist())
+        probes = estimator.probes(key, t)
         scores = tuple(evaluate(probes, t))
         _check(scores, len(probes), t)
         with np.errstate(over="ignore", invalid="ignore"):
-            gradient = estimator.gradient(key, scores)
+            gradient = estimator.gradient(key, scores, t, memory)
         _check_finite(gradient.coefficients.tolist(), scores, t)
+        memory = estimator.remember(scores)
         if journal is not None:
-            journal.append(gradient.coefficients)
-        weights.ascend(t, gradient)
-        yield Step(t, scores, gradient)
+            journal.append(Record(gradient.coefficients, np.array(memory, dtype=np.float32), sizes))
+        realised = weights.ascend(t, gradient, watch=watch > 0 and (t + 1) % watch == 0)
+        yield Step(t, scores, gradient, realised)
 
 
 def _check(scores: tuple[float, ...], expected: int, t: int) -> None:
@@ -68,16 +74,3 @@ def _check_finite(numbers: Sequence[float], scores: tuple[float, ...], t: int) -
             f"A score in step {t} is not finite or is too large: {scores}."
             " The step was not taken; weights and journal are intact."
         )
-
-
-def sequential(weights: Weights, score: Callable[[int], float]) -> Evaluator:
-    """The evaluator that visits one probe after another; `score(step)` runs the model as it then is."""
-
-    def evaluate(probes: Sequence[Probe], t: int) -> list[float]:
-        scores = []
-        for probe in probes:
-            with weights.at(probe):
-                scores.append(score(t))
-        return scores
-
-    return evaluate

@@ -13,27 +13,30 @@ lowest, and words 0..3 within a block:
 GAUSSIAN[u] is the normal quantile of (u + 1/2) / 2**16, divided by the standard deviation of that table, as float32: 65,536
 equally likely values, |z| < 4.33, variance 1, excess kurtosis -0.001. A table look-up has the same bits on every device.
 
-Both laws are integer arithmetic and look-ups, so the bits depend on no device, thread count, chunk or library version.
-`axpy` is the one fused operation on it. It runs eagerly in cache-sized chunks and moves to a kernel of `torch.compile` once
-that would pay for itself; both give the same bits, because c * z is exact for z = +-1 (Gaussian noise stays eager).
+Both laws are integer arithmetic and look-ups, and `axpy` is one float32 product, one sum and one rounding to the output's
+dtype, none of them fused or approximate, so the bits depend on no device, thread count, chunk or library version. Each has
+two forms of the same bits: eager, and a kernel that makes one pass over memory (see kernels.py, which decides).
 """
 
 import math
-import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from functools import cache
 from statistics import NormalDist
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from zo_objectives.keys import MULTIPLIERS, ROUNDS, WEYL, WORD, words
+from zo_objectives import kernels
+from zo_objectives.keys import MULTIPLIERS, ROUNDS, WEYL, WORD, philox, words
 
 SPEC = "zo-noise-v1"
 CHUNK = 1 << 18  # elements an eager pass handles at a time: about what stays in a core's cache
-PAYBACK = 20.0  # seconds spent in eager passes before compiling, which costs about as much
+FEW = 12  # blocks that are drawn faster one by one
+ROW = 1 << 13  # elements of a direction from which on a kernel for each row is faster than all rows at once
+CPU = torch.device("cpu")
 
 
 class Law(Enum):
@@ -44,6 +47,8 @@ class Law(Enum):
 
 
 ROUNDING = 3
+PER_BLOCK = {Law.RADEMACHER.value: 128, Law.GAUSSIAN.value: 8, ROUNDING: 8}  # elements, by stream
+KERNELS = {Law.RADEMACHER: "signs", Law.GAUSSIAN: "normals"}
 
 
 def _philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -57,7 +62,7 @@ def _philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, .
     return c0, c1, c2, c3
 
 
-def _blocks(state: Tensor, first: Tensor, count: int) -> Tensor:
+def block_words(state: Tensor, first: Tensor, count: int) -> Tensor:
     """Words of `count` blocks from `first`, int32 [..., 4 * count]; `state` [..., 5]: stream, tensor, key (low, high)."""
     index = torch.arange(count, device=state.device) + first
     stream, low, high, *key = state.unsqueeze(-1).unbind(-2)
@@ -66,15 +71,39 @@ def _blocks(state: Tensor, first: Tensor, count: int) -> Tensor:
     return drawn.to(torch.int32).flatten(-2)
 
 
-def _state(keys: Sequence[int], stream: int, tensor: int, device: torch.device) -> Tensor:
+def state_of(keys: Sequence[int], stream: int, tensor: int, device: torch.device) -> Tensor:
     return torch.tensor([(stream, *words(tensor), *words(key)) for key in keys], dtype=torch.int64, device=device)
 
 
-def _fields(keys: Sequence[int], stream: int, tensor: int, span: range, per_block: int, device: torch.device) -> Tensor:
-    """The words of the blocks that cover `span`, as int32 [K, 4 * blocks], with the position of the span's first element."""
-    first, last = span.start // per_block, -(-span.stop // per_block)
-    state = _state(keys, stream, tensor, device)
-    return _blocks(state, torch.tensor(first, device=device), max(last - first, 0))
+def _drawn(keys: Sequence[int], stream: int, tensor: int, blocks: range) -> Tensor:
+    """What `block_words` gives, on a CPU: `keys.philox` on whole numbers or on arrays of them, with the least overhead."""
+    drawn, rest = np.empty((len(keys), len(blocks), 4), dtype=np.uint32), (stream, *words(tensor))
+    if drawn.size <= 4 * FEW:
+        for row, key in enumerate(keys):
+            for place, block in enumerate(blocks):
+                drawn[row, place] = philox((block, *rest), words(key))
+    else:
+        index: Any = np.arange(blocks.start, blocks.stop, dtype=np.uint64)
+        pair: Any = words(keys[0]) if len(keys) == 1 else np.array([words(k) for k in keys], dtype=np.uint64).T[..., None]
+        for place, word in enumerate(philox((index, *rest), tuple(pair))):
+            drawn[..., place] = word
+    return torch.from_numpy(drawn.reshape(len(keys), -1).view(np.int32))
+
+
+def _fields(keys: Sequence[int], stream: int, tensor: int, span: range, device: torch.device) -> Tensor:
+    """The words of the blocks that cover `span`, as int32 [K, 4 * blocks]."""
+    per_block = PER_BLOCK[stream]
+    blocks = range(span.start // per_block, max(-(-span.stop // per_block), span.start // per_block))
+    if device.type == "cpu":
+        return _drawn(keys, stream, tensor, blocks)
+    return block_words(state_of(keys, stream, tensor, device), torch.tensor(blocks.start, device=device), len(blocks))
+
+
+def _halves(keys: Sequence[int], stream: int, tensor: int, span: range, device: torch.device) -> Tensor:
+    """uint16 [K, len(span)]: 16-bit fields."""
+    halves = _fields(keys, stream, tensor, span, device).contiguous().view(torch.uint16)
+    offset = span.start % 8
+    return halves[:, offset : offset + len(span)]
 
 
 @cache
@@ -89,74 +118,59 @@ def _normal_table(device: torch.device) -> Tensor:
     """float32 [65536]: see the module's text."""
     half = [NormalDist().inv_cdf(0.5 + (u + 0.5) / 65536) for u in range(32768)]
     sd = math.sqrt(math.fsum(z * z for z in half) / len(half))
-    return torch.tensor([-z / sd for z in reversed(half)] + [z / sd for z in half], device=device)
+    return torch.tensor([-z / sd for z in reversed(half)] + [z / sd for z in half], dtype=torch.float32, device=device)
 
 
-def _halves(keys: Sequence[int], stream: int, tensor: int, span: range, device: torch.device) -> Tensor:
-    """int32 [K, len(span)]: 16-bit fields."""
-    drawn = _fields(keys, stream, tensor, span, 8, device)
-    halves = torch.stack((drawn & 0xFFFF, (drawn >> 16) & 0xFFFF), dim=-1).flatten(-2)
-    offset = span.start % 8
-    return halves[:, offset : offset + len(span)]
+def _look_up(table: Tensor, index: Tensor) -> Tensor:
+    if index.device.type == "cpu":
+        return torch.from_numpy(np.take(table.numpy(), index.numpy(), axis=0, mode="clip"))
+    return table[index.long()]
+
+
+def _scaled(
+    law: Law, keys: Sequence[int], tensor: int, span: range, device: torch.device, c: Tensor | None = None
+) -> Tensor:
+    """float32 [len(keys), len(span)]: c * z, eagerly."""
+    if law is Law.GAUSSIAN:
+        z = _look_up(_normal_table(device), _halves(keys, law.value, tensor, span, device))
+        return z if c is None else z.mul_(c)
+    drawn = _fields(keys, law.value, tensor, span, device).contiguous().view(torch.uint8)
+    table = _sign_table(device) if c is None else _sign_table(device) * c
+    offset = span.start % 128
+    return _look_up(table, drawn).flatten(1)[:, offset : offset + len(span)]
 
 
 def directions(law: Law, keys: Sequence[int], tensor: int, span: range, device: torch.device) -> Tensor:
     """float32 [len(keys), len(span)]: elements `span` of the directions that `keys` stand for in one tensor."""
-    if law is Law.GAUSSIAN:
-        return _normal_table(device)[_halves(keys, law.value, tensor, span, device).long()]
-    drawn = _fields(keys, law.value, tensor, span, 128, device).contiguous().view(torch.uint8)
-    signs = torch.nn.functional.embedding(drawn.int(), _sign_table(device)).flatten(-2)
-    offset = span.start % 128
-    return signs[:, offset : offset + len(span)]
+    if device.type == "cpu" and (len(keys) == 1 or len(span) >= ROW) and kernels.on_cpu.ready():
+        z = torch.zeros(len(keys), len(span), dtype=torch.float32)
+        for row, key in zip(z, keys, strict=True):
+            axpy(law, row, row, key, tensor, 1.0, span.start)
+        return z
+    with kernels.on_cpu.eager():
+        return _scaled(law, keys, tensor, span, device)
 
 
 def rounding_bits(key: int, tensor: int, span: range, device: torch.device) -> Tensor:
     """int32 [len(span)], uniform on 0..65535: the randomness of a stochastic rounding."""
-    return _halves([key], ROUNDING, tensor, span, device)[0]
+    return _halves([key], ROUNDING, tensor, span, device)[0].int()
 
 
 def _axpy_signs(out: Tensor, base: Tensor, state: Tensor, first: Tensor, coefficient: Tensor) -> None:
     """out = base + coefficient * z over flat tensors, to be compiled: one pass over memory besides n / 8 bytes of bits."""
     count = base.numel()
-    drawn = _blocks(state, first, (count + 127) // 128)
+    drawn = block_words(state, first, (count + 127) // 128)
     bit = (drawn[:, None] >> torch.arange(32, dtype=torch.int32, device=base.device)) & 1
     signs = (bit * 2 - 1).view(-1)[:count]
     out.copy_(base.float() + coefficient * signs)
 
 
-def _axpy_eager(law: Law, out: Tensor, base: Tensor, key: int, tensor: int, coefficient: float, span: range) -> None:
+def _axpy_eager(law: Law, out: Tensor, base: Tensor, key: int, tensor: int, coefficient: float, start: int) -> None:
     c = torch.tensor(coefficient, dtype=torch.float32)
-    for start in range(0, len(span), CHUNK):
-        stop = min(start + CHUNK, len(span))
-        part = directions(law, [key], tensor, span[start:stop], base.device)[0]
-        out[start:stop].copy_(part.mul_(c).add_(base[start:stop]))
-
-
-class _Compiler:
-    """Decides when `axpy` moves from eager chunks to the compiled kernel; holds no state that changes a bit."""
-
-    def __init__(self) -> None:
-        self.spent = 0.0  # seconds in eager passes so far
-        self.kernel: Callable[..., None] | None = None
-        self.broken = False
-
-    def ready(self, law: Law, span: range) -> bool:
-        """Whether this pass should run compiled: signs only, on a block's edge, and worth compiling."""
-        return law is Law.RADEMACHER and span.start % 128 == 0 and not self.broken and self.spent > PAYBACK
-
-    def run(self, *arguments: Tensor) -> bool:
-        """Runs the compiled kernel; False, once and for all, where this machine cannot compile."""
-        try:
-            if self.kernel is None:
-                self.kernel = torch.compile(_axpy_signs, dynamic=True)
-            self.kernel(*arguments)
-        except Exception as error:
-            self.broken = True
-            warnings.warn(f"torch.compile does not work here ({type(error).__name__}); noise stays eager.", stacklevel=3)
-        return not self.broken
-
-
-compiler = _Compiler()
+    for at in range(0, len(base), CHUNK):
+        rest = base[at : at + CHUNK]
+        moved = _scaled(law, [key], tensor, range(start + at, start + at + len(rest)), base.device, c)[0]
+        torch.add(rest, moved, out=out[at : at + CHUNK])
 
 
 def axpy(law: Law, out: Tensor, base: Tensor, key: int, tensor: int, coefficient: float, start: int = 0) -> None:
@@ -165,12 +179,13 @@ def axpy(law: Law, out: Tensor, base: Tensor, key: int, tensor: int, coefficient
     `out` and `base` are flat, contiguous and equally long (`out` may be `base`); `start` is the index of their first
     element in the whole tensor, so a tensor may be handled in pieces with the same result.
     """
-    span = range(start, start + base.numel())
-    if compiler.ready(law, span):
-        state = _state([key], law.value, tensor, base.device)[0]
-        first = torch.tensor(start // 128, device=base.device)
-        if compiler.run(out, base, state, first, torch.tensor(coefficient, dtype=torch.float32, device=base.device)):
+    table = _normal_table(CPU) if law is Law.GAUSSIAN else None
+    if kernels.on_cpu.run(KERNELS[law], out, base, start, tensor, key, coefficient, table):
+        return
+    if base.device.type != "cpu" and law is Law.RADEMACHER and start % 128 == 0:
+        state = state_of([key], law.value, tensor, base.device)[0]
+        numbers = torch.tensor(start // 128), torch.tensor(coefficient, dtype=torch.float32)
+        if kernels.elsewhere.run(_axpy_signs, out, base, state, *(number.to(base.device) for number in numbers)):
             return
-    began = time.perf_counter()
-    _axpy_eager(law, out, base, key, tensor, coefficient, span)
-    compiler.spent += time.perf_counter() - began
+    with kernels.on_cpu.eager():
+        _axpy_eager(law, out, base, key, tensor, coefficient, start)

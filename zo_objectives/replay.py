@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from zo_objectives import hf, journal
 from zo_objectives.config import make_config
 from zo_objectives.errors import InputError
-from zo_objectives.noise import SPEC
 from zo_objectives.results import make_folder, read_history
 from zo_objectives.search import build_weights
 from zo_objectives.subsets import merged_adapters, merged_head
@@ -40,18 +39,16 @@ def restore(folder: Path, step: int | None = None, model: str | None = None) -> 
 
     Raises InputError for a folder that is no run, a step that was not taken, another noise, another base.
     """
-    header, coefficients = journal.read(folder / "journal.zoj")
-    if header["noise"] != SPEC:
-        raise InputError(f"{folder} was made with noise {header['noise']!r}; this version has {SPEC!r}.")
+    header, records = journal.read(folder / "journal.zoj")
     config = make_config(header["config"])
     best = best_step(folder)
-    target = step if step is not None else best if best is not None else len(coefficients)
-    if not 0 <= target <= len(coefficients):
-        raise InputError(f"{folder} has steps 0 to {len(coefficients)}; there is no step {target}.")
+    target = step if step is not None else best if best is not None else len(records)
+    if not 0 <= target <= len(records):
+        raise InputError(f"{folder} has steps 0 to {len(records)}; there is no step {target}.")
     lm = hf.load(model or config.model, dtype=config.dtype, device=config.device)
     weights, _ = build_weights(config, lm, header["row_tokens"])
-    journal.replay(header, coefficients[:target], weights)
-    return Restored(lm, weights, target, len(coefficients), best)
+    journal.replay(header, records[:target], weights)
+    return Restored(lm, weights, target, len(records), best)
 
 
 def verify(folder: Path, model: str | None = None) -> str:

@@ -41,7 +41,10 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class HistoryRow:
-    """One step of a run; `validation` is None where it was not looked at, the others where the method has no such thing."""
+    """One step of a run; `validation` is None where it was not looked at, the others where the method has no such thing.
+
+    `applied_frac` and `cosine` say how much of a step the weights' precision kept (weights.Realised).
+    """
 
     step: int
     forwards: int
@@ -51,6 +54,8 @@ class HistoryRow:
     objective: float | None
     tie_rate: float | None
     validation: float | None
+    applied_frac: float | None = None
+    cosine: float | None = None
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -117,12 +122,10 @@ def read_history(path: Path) -> list[HistoryRow]:
         for record in csv.DictReader(file):
             try:
                 counts = [int(record[k]) for k in ("step", "forwards", "examples", "tokens")]
-                rest = [float(record[k]) if record[k] != "" else None for k in ("objective", "tie_rate", "validation")]
+                names = ("objective", "tie_rate", "validation", "applied_frac", "cosine")
+                rest = [float(v) if (v := record.get(k, "")) != "" else None for k in names]
                 step, forwards, examples, tokens = counts
-                objective, ties, validation = rest
-                rows.append(
-                    HistoryRow(step, forwards, examples, tokens, float(record["seconds"]), objective, ties, validation)
-                )
+                rows.append(HistoryRow(step, forwards, examples, tokens, float(record["seconds"]), *rest))
             except (ValueError, TypeError, KeyError):
                 break
     return rows

@@ -1,7 +1,7 @@
 """One run: a method, a task, a model and a seed, in a folder of its own that can be left and taken up again."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from zo_objectives import journal
-from zo_objectives.bench import Workbench
 from zo_objectives.config import RunConfig, dump, read_config
 from zo_objectives.errors import InputError, RunError
-from zo_objectives.estimators import Probe, tie_rate
+from zo_objectives.estimators import Evaluator, Probe, tie_rate
 from zo_objectives.journal import Journal
 from zo_objectives.loop import climb
 from zo_objectives.objectives import Objective
@@ -35,7 +34,9 @@ from zo_objectives.results import (
     write_atomically,
 )
 from zo_objectives.scoring import Evaluation, Indices, Kind, Pool, Scorer, TailScorer, kind_for
-from zo_objectives.search import Search, build_search, header_of
+from zo_objectives.search import Search, batch_of, build_search, header_of
+from zo_objectives.weights import Realised
+from zo_objectives.workbench import Workbench
 
 
 @dataclass
@@ -114,13 +115,13 @@ class Run:
         known = last_step(self.output / "history.csv")
         with Journal.open(self.output / "journal.zoj", header_of(config, search, bench), at_most=known) as log:
             _, before = self.watch(scorer, headline, bench.test)
-            history = History(self.output / "history.csv", len(log.coefficients))
+            history = History(self.output / "history.csv", len(log.records))
             clock = Clock(history.rows[-1].seconds if history.rows else 0.0)
             last = history.rows[-1] if history.rows else None
             if last is not None:
                 pool.cost.charge(last.forwards, last.examples, last.tokens)
 
-            def note(step: int, objective: float | None, ties: float | None, due: bool) -> float | None:
+            def note(step: int, objective: float | None, ties: float | None, realised: Realised | None, due: bool) -> None:
                 score = self.watch(scorer, headline, bench.validation)[0][headline[0].name] if due else None
                 best = history.best
                 if score is not None and (best is None or best.validation is None or score > best.validation):
@@ -136,23 +137,32 @@ class Run:
                         objective,
                         ties,
                         score,
+                        realised.applied_frac if realised else None,
+                        realised.cosine if realised else None,
                     )
                 )
-                return score
 
             if not history.rows:
-                note(0, None, None, due=True)
+                note(0, None, None, None, due=True)
             every = max(1, config.steps // config.evaluations)
-            with self.bar(config.steps, len(log.coefficients)) as bar:
+            with self.bar(config.steps, len(log.records)) as bar:
                 clock.start()
                 evaluate = self.evaluator(search.evaluation)
                 for step in climb(
-                    search.weights, search.estimator, evaluate, steps=config.steps, seed=config.seed, journal=log
+                    search.weights,
+                    search.estimator,
+                    evaluate,
+                    steps=config.steps,
+                    seed=config.seed,
+                    journal=log,
+                    adaptive=search.adaptive,
+                    watch=every,
                 ):
                     clock.stop()
                     done = step.t + 1
                     mean = float(np.mean(step.scores))
-                    note(done, mean, tie_rate(step.scores), due=done % every == 0 or done == config.steps)
+                    due = done % every == 0 or done == config.steps
+                    note(done, mean, tie_rate(step.gradient), step.realised, due)
                     best = history.best
                     bar.set_postfix(
                         batch=f"{mean:.3f}",
@@ -162,13 +172,11 @@ class Run:
                     clock.start()
         return self.finish(search, pool, history, clock.seconds, before)
 
-    def evaluator(self, evaluation: Evaluation) -> Callable[[Any, int], list[float]]:
+    def evaluator(self, evaluation: Evaluation) -> Evaluator:
         """The bridge: probes and a step's number to scores, on a batch that depends on seed and step alone."""
-        train, size = self.bench.train, min(self.config.batch, len(self.bench.train))
 
-        def evaluate(probes: tuple[Probe, ...], t: int) -> list[float]:
-            chosen = np.random.default_rng([self.config.seed & 0xFFFFFFFF, t]).choice(train, size, replace=False)
-            return evaluation.scores(probes, np.sort(chosen))
+        def evaluate(probes: Sequence[Probe], t: int) -> Sequence[float]:
+            return evaluation.scores(probes, batch_of(self.config.seed, self.config.batch, self.bench.train, t))
 
         return evaluate
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -34,9 +34,10 @@ from zo_objectives.hf import (
 )
 from zo_objectives.objectives import Needs, Objective
 from zo_objectives.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.readout import closed_likelihoods, decode, open_likelihoods
 from zo_objectives.sheet import Ids, Sheet
 from zo_objectives.subsets import Subset
-from zo_objectives.tail import Sites, Tail, decode, is_plain
+from zo_objectives.tail import SheetSites, Sites, Tail, is_plain
 from zo_objectives.tasks import TaskSpec, apply_filters
 from zo_objectives.trunk import Trunk
 from zo_objectives.weights import Weights
@@ -90,7 +91,7 @@ class Pool:
     def renewed(self, lm: CausalLM) -> "Pool":
         """The same examples, as tokenised, for another copy of the model and with no costs."""
         pool = Pool(lm, self.spec, self.examples)
-        kept = ("choices", "targets", "prompts", "stops")
+        kept = ("choices", "targets", "prompts", "stops", "_lengths")
         pool.__dict__.update({name: self.__dict__[name] for name in kept if name in self.__dict__})
         return pool
 
@@ -124,12 +125,27 @@ class Pool:
         return apply_filters(self.spec.filter_list, raw)
 
     def at(self, indices: Indices) -> list[Example]:
-        return [self.examples[i] for i in indices]
+        return [self.examples[i] for i in indices.tolist()]
+
+    @cached_property
+    def _lengths(self) -> dict[Kind, Indices]:
+        return {}
+
+    def lengths(self, kind: Kind) -> Indices:
+        """How many tokens a pass over each example scores before it generates, [examples]."""
+        if kind not in self._lengths:
+            if kind is Kind.TEXT:
+                self._lengths[kind] = np.array([len(p) for p in self.prompts])
+            else:
+                sheet = self.sheet(kind)
+                tokens = np.array([len(s) for s in sheet.sequences])
+                self._lengths[kind] = np.add.reduceat(tokens, sheet.sequences_of.starts[:-1])
+        return self._lengths[kind]
 
     def charge(self, members: int, kind: Kind, indices: Indices, generated: int = 0) -> None:
         """Charges `members` passes over the examples; `generated` counts tokens of all members together."""
-        lengths = sum(len(self.prompts[i]) for i in indices) if kind is Kind.TEXT else self.sheet(kind).take(indices).tokens
-        self.cost.charge(members, members * len(indices), members * lengths + generated)
+        tokens = int(self.lengths(kind)[indices].sum())
+        self.cost.charge(members, members * len(indices), members * tokens + generated)
 
     def outputs(self, kind: Kind, sheet: Sheet, likelihoods: Tensor) -> Outputs:
         values = likelihoods.float().cpu().numpy()
@@ -190,8 +206,9 @@ class TailScorer:
     def __init__(self, pool: Pool, weights: Weights, trunk: Trunk, names: Sequence[str], sites: Sites | None = None) -> None:
         self.pool, self.weights = pool, weights
         self.tail = Tail(pool.lm, trunk, names)
-        self.sites = sites or Sites(pool.lm, trunk)
-        self._text: dict[tuple[int, ...], str] = {}
+        self.sites = Sites(pool.lm, trunk) if sites is None else sites
+        self._decoded = lru_cache(maxsize=1 << 16)(pool.text)
+        self._of_sheet: dict[Kind, SheetSites] = {}
 
     @torch.no_grad()
     def outputs(self, kind: Kind, probes: Sequence[Probe], indices: Indices) -> list[Outputs]:
@@ -199,11 +216,18 @@ class TailScorer:
         if kind is Kind.TEXT:
             return self._texts(stacked, indices)
         self.pool.charge(len(probes), kind, indices)
-        sheet = self.pool.sheet(kind).take(indices)
-        columns = sheet.columns if sheet.closed else None
-        normed = self.tail.normed(stacked, self.sites.of_sheet(sheet))
-        likelihoods = sheet.likelihoods(self.tail.logits(stacked, normed, columns), columns)
-        return [self.pool.outputs(kind, sheet, member) for member in likelihoods]
+        known = self._known(kind)
+        hidden = known.hidden(indices)
+        if known.sheet.closed:
+            values = closed_likelihoods(self.tail, stacked, hidden, known.options[indices]).cpu().numpy()
+            return [Choices(member) for member in values]
+        sheet = known.sheet.take(indices)
+        return [self.pool.outputs(kind, sheet, member) for member in open_likelihoods(self.tail, stacked, hidden, sheet)]
+
+    def _known(self, kind: Kind) -> SheetSites:
+        if kind not in self._of_sheet:
+            self._of_sheet[kind] = SheetSites(self.sites, self.pool.sheet(kind))
+        return self._of_sheet[kind]
 
     def _texts(self, stacked: dict[str, Tensor], indices: Indices) -> list[Outputs]:
         pool = self.pool
@@ -212,16 +236,15 @@ class TailScorer:
         pool.charge(len(said), Kind.TEXT, indices, sum(len(tokens) for member in said for tokens in member))
         return [Generations([self._decoded(tuple(tokens)) for tokens in member]) for member in said]
 
-    def _decoded(self, tokens: tuple[int, ...]) -> str:
-        if tokens not in self._text:
-            self._text[tokens] = self.pool.text(tokens)
-        return self._text[tokens]
-
 
 def scorer_for(
     pool: Pool, weights: Weights, subset: Subset, trunk_bytes: int = 1 << 30, sites: Sites | None = None
 ) -> Scorer:
-    """The cheapest scorer that is exact for what is tuned; `sites` are hidden states known from an earlier run."""
+    """The cheapest scorer that is exact for what is tuned; `sites` are hidden states known from an earlier run.
+
+    At most `trunk_bytes` of hidden states are kept in memory, the others in a temporary file. What enters layer 0 is looked
+    up in the embedding as fast as in a store, so cut 0 keeps nothing.
+    """
     if subset.cut == 0:
         return ForwardScorer(pool, weights, None)
     trunk = Trunk(pool.lm, subset.cut, trunk_bytes)

@@ -1,20 +1,28 @@
-"""From a configuration to what the loop needs: tuned weights, an estimator, an evaluation."""
+"""From a configuration to what the loop needs: tuned weights, an estimator, an evaluation, layer sizes."""
 
 from dataclasses import dataclass
 
-from zo_objectives import hf, subsets
-from zo_objectives.bench import Workbench
+import numpy as np
+
+from zo_objectives import adaptive, hf, subsets
+from zo_objectives.adaptive import Adaptive
+from zo_objectives.batched import BatchedScorer
 from zo_objectives.config import RunConfig
-from zo_objectives.errors import unknown
-from zo_objectives.estimators import Spsa, shaping
-from zo_objectives.geometry import Dense, Geometry, Scaled
-from zo_objectives.journal import Header
-from zo_objectives.noise import SPEC, Law
+from zo_objectives.errors import InputError, unknown
+from zo_objectives.estimators import Clipped, Es, Estimator, OnePoint, OneSided, RoundRobin, Spsa, growing
+from zo_objectives.geometry import Dense, Geometry, LowRank, Masked, Scaled, largest, smallest
+from zo_objectives.journal import Header, header_for
+from zo_objectives.layers import Layers, Modified, by_layer
+from zo_objectives.losses import cross_entropy
+from zo_objectives.noise import Law
 from zo_objectives.results import versions
 from zo_objectives.rules import make_rule
-from zo_objectives.scoring import Evaluation, Pool, TailScorer, kind_for, scorer_for
+from zo_objectives.scoring import Evaluation, ForwardScorer, Indices, Pool, TailScorer, kind_for, scorer_for
+from zo_objectives.shaping import SLOPES, shaping
+from zo_objectives.stores import STORES
 from zo_objectives.subsets import Subset
-from zo_objectives.weights import STORES, Weights
+from zo_objectives.weights import Weights
+from zo_objectives.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -22,9 +30,33 @@ class Search:
     """Everything the loop needs, built from a configuration."""
 
     weights: Weights
-    estimator: Spsa
+    estimator: Estimator
     evaluation: Evaluation
     subset: Subset
+    adaptive: Adaptive | None
+
+
+def batch_of(seed: int, size: int, train: Indices, t: int) -> Indices:
+    """The training examples of step `t`: they depend on seed, size and step alone."""
+    rng = np.random.default_rng([seed & 0xFFFFFFFF, t])
+    return np.sort(rng.choice(train, min(size, len(train)), replace=False))
+
+
+def build_geometry(config: RunConfig, lm: hf.CausalLM, subset: Subset) -> Geometry:
+    """Noise, mask and gains."""
+    name, _, rank = config.noise.partition(":")
+    inner: Geometry = LowRank(int(rank or 1)) if name == "low-rank" else Dense(Law[name.upper()])
+    if config.mask is not None:
+        kind, _, share = config.mask.partition(":")
+        values = {n: p.data for n, p in lm.model.named_parameters() if n in subset.names}
+        inner = Masked(inner, {"smallest": smallest, "largest": largest}[kind](values, float(share)))
+    return Scaled(inner, subset.gains)
+
+
+def build_layers(config: RunConfig, subset: Subset) -> Layers | None:
+    """The groups of tensors, where something works group by group."""
+    wanted = config.layerwise.sizes != "none" or config.blocks == "round-robin"
+    return by_layer(subset.names, Modified(config.layerwise.modified)) if wanted else None
 
 
 def build_weights(config: RunConfig, lm: hf.CausalLM, row_tokens: list[int]) -> tuple[Weights, Subset]:
@@ -32,40 +64,86 @@ def build_weights(config: RunConfig, lm: hf.CausalLM, row_tokens: list[int]) -> 
     subset = subsets.select(lm, config.tune, row_tokens)
     if not config.relative:
         subset = subsets.with_all(subset)
-    law = Law.RADEMACHER if config.noise == "rademacher" else Law.GAUSSIAN
-    geometry: Geometry = Scaled(Dense(law), subset.gains)
     rule = make_rule(
         config.rule,
-        learning_rate=config.learning_rate * (config.scale if config.shaping == "unit" else 1.0),
+        learning_rate=config.learning_rate * (1.0 if config.shaping in SLOPES else config.scale),
         schedule=config.schedule,
         steps=config.steps,
         weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        pull=config.pull,
+        moments=config.moments,
     )
-    return Weights(lm.model, subset.names, geometry=geometry, rule=rule, store=config.store), subset
+    geometry, groups = build_geometry(config, lm, subset), build_layers(config, subset)
+    return Weights(lm.model, subset.names, geometry=geometry, rule=rule, store=config.store, layers=groups), subset
+
+
+def build_estimator(config: RunConfig, weights: Weights) -> Estimator:
+    """The estimator that the configuration names. Raises InputError for a shaping that cannot work with it."""
+    first = 2 if config.estimator == "es" else 1
+    n = config.directions if config.growth == "constant" else growing(config.directions, config.steps, first)
+    shape = shaping(config.shaping)
+    if config.estimator == "one_point" and config.shaping not in ("raw", "unit", "sign"):
+        raise InputError(
+            f"estimator=one_point has one score a step: shaping={config.shaping} cannot work. Use raw, unit or sign."
+        )
+    found: Estimator
+    match config.estimator:
+        case "spsa":
+            found = Spsa(config.scale, n, shape)
+        case "one_sided":
+            found = OneSided(config.scale, n, shape)
+        case "one_point":
+            found = OnePoint(config.scale, shape)
+        case "es":
+            found = Es(config.scale, n, shape)
+    if config.clip is not None:
+        found = Clipped(found, config.clip)
+    return RoundRobin(found, weights.layers.count) if config.blocks == "round-robin" and weights.layers else found
+
+
+def build_adaptive(config: RunConfig, bench: Workbench, pool: Pool) -> Adaptive | None:
+    """When and how layer sizes are measured."""
+    wanted = config.layerwise
+    match wanted.sizes:
+        case "none":
+            return None
+        case "parameter":
+            source: adaptive.Source = adaptive.parameter_norms
+        case "zeroth-order":
+            source = adaptive.zeroth_order_norms(config.scale, wanted.directions)
+        case "backprop":
+            source = adaptive.backprop_norms(
+                lambda t: cross_entropy(pool, batch_of(config.seed, config.batch, bench.train, t))
+            )
+    return Adaptive(source, wanted.every, wanted.average, wanted.floor)
 
 
 def build_search(bench: Workbench, pool: Pool, config: RunConfig) -> Search:
     """Weights, estimator and evaluation for a zeroth-order run."""
-    if config.store not in STORES:
-        raise unknown("weight store", config.store, STORES)
-    estimator = Spsa(config.scale, config.directions, shaping(config.shaping))
+    stores = {name for name in STORES if name != "in_place"}  # a run must replay
+    if config.store not in stores:
+        raise unknown("weight store", config.store, stores)
     objective = bench.objective(config)
     kind_for(bench.spec, objective)
     weights, subset = build_weights(config, bench.lm, bench.row_tokens())
+    estimator, measured = build_estimator(config, weights), build_adaptive(config, bench, pool)
     scorer = scorer_for(pool, weights, subset, config.trunk_mb << 20, bench.sites)
     if isinstance(scorer, TailScorer):
         bench.sites = scorer.sites
-    return Search(weights, estimator, Evaluation(scorer, objective), subset)
+    elif isinstance(scorer, ForwardScorer) and config.members == "batched":
+        scorer = BatchedScorer(pool, weights, scorer.trunk)
+    return Search(weights, estimator, Evaluation(scorer, objective), subset, measured)
 
 
 def header_of(config: RunConfig, search: Search, bench: Workbench) -> Header:
-    """What a replay needs: the configuration, the base, the noise, the direction count, and who wrote it."""
-    return {
-        "config": config.model_dump(mode="json"),
-        "seed": config.seed,
-        "directions": config.directions,
-        "noise": SPEC,
-        "base": search.weights.fingerprint(),
-        "row_tokens": bench.row_tokens() if "head" in config.tune.split("+") else [],
-        "versions": versions(),
-    }
+    """What a replay needs: the configuration, the base, the noise, what a step holds, and who wrote it."""
+    return header_for(
+        search.weights,
+        search.estimator,
+        config.seed,
+        search.adaptive,
+        config=config.model_dump(mode="json"),
+        row_tokens=bench.row_tokens() if "head" in config.tune.split("+") else [],
+        versions=versions(),
+    )

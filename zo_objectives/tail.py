@@ -1,20 +1,23 @@
 """The tail: final norm and output head with label rows. Tuning nothing below it, whole populations are scored at once.
 
 Hidden states entering the norm are computed once for each site (a prefix of tokens), also while generating: members mostly
-say the same things, so the states of what has been said before are looked up in a tree of prefixes.
+say the same things, so the states of what has been said before are looked up.
 """
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from hashlib import blake2b
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from zo_objectives.errors import InputError
 from zo_objectives.hf import CausalLM, plan
-from zo_objectives.sheet import Ids, Ranges, Sheet
+from zo_objectives.norms import Norm, Normed
+from zo_objectives.sheet import Ids, Ints, Ranges, Sheet
+from zo_objectives.states import States
 from zo_objectives.subsets import LabelRows
 from zo_objectives.trunk import Trunk
 
@@ -41,130 +44,146 @@ def is_plain(lm: CausalLM, trunk: Trunk) -> bool:
     return torch.equal(seen["norm"][1], seen["head"][0]) and torch.equal(seen["head"][1], logits)
 
 
+def member_count(stacked: Stacked) -> int:
+    return len(next(iter(stacked.values())))
+
+
 class Tail:
-    """Logits of many members from hidden states at the cut, [members, sites, columns]."""
+    """Logits of many members from hidden states at the cut."""
 
     def __init__(self, lm: CausalLM, trunk: Trunk, names: Sequence[str]) -> None:
-        head = lm.model.get_output_embeddings()
-        self.where = trunk.where
-        self.norm, self.head = self.where.norm, head
+        head, where = lm.model.get_output_embeddings(), trunk.where
         self.plain: nn.Module = head.head if isinstance(head, LabelRows) else head
-        self.rows_name = f"{self.where.head_name}.rows"
-        self.norm_names = {n: n.removeprefix(self.where.norm_name + ".") for n in names if n != self.rows_name}
-        if strange := [n for n in self.norm_names if not n.startswith(self.where.norm_name + ".")]:
+        self.rows: Tensor | None = head.rows if isinstance(head, LabelRows) else None
+        self.tokens: Ints = head.tokens.cpu().numpy() if isinstance(head, LabelRows) else np.zeros(0, dtype=np.int64)
+        self.rows_name = f"{where.head_name}.rows"
+        self.norm = Norm(where.norm)
+        self.norm_names = {n: n.removeprefix(where.norm_name + ".") for n in names if n != self.rows_name}
+        if strange := [n for n in self.norm_names if not n.startswith(where.norm_name + ".")]:
             raise InputError(f"{strange[0]!r} is not part of the final norm or the label rows.")
 
-    def normed(self, stacked: Stacked, hidden: Tensor) -> Tensor:
-        """The final norm under every member's weights, [members, sites, d]; `hidden` is [sites, d], or has members too."""
-        live = dict(self.norm.named_parameters())  # a probe's weights are rounded to the model's dtype, as in a forward pass
-        own = {short: stacked[name].to(live[short].dtype) for name, short in self.norm_names.items()}
-        each = 0 if hidden.dim() == 3 else None
-        if not own:
-            normed: Tensor = self.norm(hidden)
-            return normed if each == 0 else normed.expand(len(next(iter(stacked.values()))), *normed.shape)
-        result: Tensor = vmap(lambda weights, h: functional_call(self.norm, weights, (h,)), in_dims=(0, each))(own, hidden)
-        return result
+    @property
+    def weight(self) -> Tensor:
+        """The head's own weight, [vocabulary, d]."""
+        return self.plain.weight  # type: ignore[return-value]
 
-    def logits(self, stacked: Stacked, normed: Tensor, columns: NDArray[np.int64] | None) -> Tensor:
-        """Float32 logits from normed states [members, sites, d]; of some tokens only, where `columns` are given."""
-        weight: Tensor = self.plain.weight  # type: ignore[assignment]
-        bias: Tensor | None = getattr(self.plain, "bias", None)
-        chosen = slice(None) if columns is None else torch.from_numpy(columns).to(weight.device)
-        logits = nn.functional.linear(normed, weight[chosen], None if bias is None else bias[chosen]).float()
-        if isinstance(self.head, LabelRows):
-            logits = self._add_rows(logits, stacked, normed, columns)
-        return logits
+    @property
+    def bias(self) -> Tensor | None:
+        return getattr(self.plain, "bias", None)
 
-    def _add_rows(self, logits: Tensor, stacked: Stacked, normed: Tensor, columns: NDArray[np.int64] | None) -> Tensor:
-        assert isinstance(self.head, LabelRows)
-        tokens = self.head.tokens.cpu().numpy()
-        place = np.arange(len(tokens)) if columns is None else np.flatnonzero(np.isin(tokens, columns))
-        at = tokens[place] if columns is None else np.searchsorted(columns, tokens[place])
-        rows = stacked.get(self.rows_name, self.head.rows)[..., torch.from_numpy(place).to(logits.device), :]
-        added = torch.matmul(normed.float(), rows.to(self.head.rows.dtype).float().transpose(-1, -2))
-        return logits.index_add(-1, torch.from_numpy(at).to(logits.device), added)
+    def normed(self, stacked: Stacked, hidden: Tensor) -> Normed:
+        """The final norm under every member's weights; `hidden` is [sites, d], or [members, sites, d]."""
+        own = {short: stacked[name] for name, short in self.norm_names.items()}
+        return self.norm(own, hidden, member_count(stacked))
+
+    def logits(self, stacked: Stacked, normed: Normed) -> Tensor:
+        """Float32 logits [members, sites, vocabulary]."""
+        states = normed.full.to(self.weight.dtype)
+        logits = nn.functional.linear(states, self.weight, self.bias).float()
+        if self.rows is None:
+            return logits
+        added = torch.matmul(states.float(), self._rows(stacked).transpose(-1, -2))
+        return logits.index_add_(-1, torch.from_numpy(self.tokens).to(logits.device), added)
+
+    def logits_of(self, stacked: Stacked, normed: Normed, columns: Ints) -> Tensor:
+        """Float32 logits [members, columns, sites] of some tokens, ascending.
+
+        Gains go into the head's few rows, not into the many states: s * gain . w = s . gain * w.
+        """
+        chosen = torch.from_numpy(columns).to(self.weight.device)
+        heads = self.weight[chosen].float().repeat(len(normed.gain), 1, 1)  # [members, columns, d]
+        if self.rows is not None:
+            own = np.flatnonzero(np.isin(self.tokens, columns))
+            at = np.searchsorted(columns, self.tokens[own])
+            rows = self._rows(stacked)[..., torch.from_numpy(own).to(heads.device), :]
+            heads.index_add_(1, torch.from_numpy(at).to(heads.device), rows.expand(len(heads), -1, -1))
+        constant = (heads * normed.shift[:, None]).sum(-1)
+        if self.bias is not None:
+            constant = constant + self.bias[chosen].float()
+        states = "sd" if normed.states.dim() == 2 else "msd"
+        return torch.einsum(f"mcd,{states}->mcs", heads * normed.gain[:, None], normed.states) + constant[..., None]
+
+    def _rows(self, stacked: Stacked) -> Tensor:
+        """The label rows in float32, [members, tokens, d], or [tokens, d] where they are not tuned."""
+        assert self.rows is not None
+        rows = stacked.get(self.rows_name, self.rows)
+        return rows.to(self.rows.dtype).float()
 
 
 class Sites:
-    """Hidden states at the cut by token prefix, [prefixes, d], computed on demand and kept."""
+    """Hidden states at the cut by token prefix, numbered as they come, computed on demand and kept.
+
+    A prefix is known by a digest of its tokens (16 bytes; about 150 in a dictionary, on top of what `limit` allows).
+    """
 
     def __init__(self, lm: CausalLM, trunk: Trunk) -> None:
         self.lm, self.trunk = lm, trunk
-        self.number: dict[Ids, int] = {}
-        self.table: Tensor | None = None
+        self.kept = States(trunk.limit)
+        self._numbers: dict[bytes, int] = {}
 
-    def of_sheet(self, sheet: Sheet) -> Tensor:
-        """The states of a sheet's sites, [sites, d]."""
-        prefixes = [
-            sheet.sequences[q][: p + 1]
-            for q, p in zip(sheet.site_sequence.tolist(), sheet.site_position.tolist(), strict=True)
-        ]
-        if any(p not in self.number for p in prefixes):
-            self._compute(sheet, prefixes)
-        return self.at([self.number[p] for p in prefixes])
+    def __len__(self) -> int:
+        return len(self.kept)
 
-    def at(self, numbers: Sequence[int] | NDArray[np.int64]) -> Tensor:
-        assert self.table is not None
-        return self.table[torch.as_tensor(numbers, device=self.table.device)]
+    def at(self, numbers: Ints) -> Tensor:
+        """The states [*numbers.shape, d] with these numbers."""
+        return self.kept.take(numbers)
 
-    def ensure(self, prefixes: Sequence[Ids]) -> None:
-        """Computes the states of the last tokens of those prefixes that are new."""
-        new = [p for p in dict.fromkeys(prefixes) if p not in self.number]
-        if new:
-            count = len(new)
-            one = Ranges.of([1] * count)
-            each = np.arange(count)
-            last = np.array([len(p) - 1 for p in new])
-            nothing = np.zeros(0, dtype=np.int64)
-            none = Ranges.of([0] * count)
-            self._compute(Sheet(tuple(new), one, each, last, one, nothing, nothing, nothing, none, 1, False), new)
+    def of_sheet(self, sheet: Sheet) -> Ints:
+        """The numbers of a sheet's sites, [sites]."""
+        places = zip(sheet.site_sequence.tolist(), sheet.site_position.tolist(), strict=True)
+        keys = [_digest(sheet.sequences[q][: p + 1]) for q, p in places]
+        if any(k not in self._numbers for k in keys):
+            self._add(keys, sheet)
+        return np.array([self._numbers[k] for k in keys])
 
-    def _compute(self, sheet: Sheet, prefixes: Sequence[Ids]) -> None:
-        """One pass of the trunk over the sheet; the states of all its sites are stored."""
-        parts, order = [], []
-        for work in plan(self.lm, sheet):
-            parts.append(self.trunk.run(work)[work.rows, work.columns])
-            order.append(work.sites)
-        states = torch.cat(parts)[torch.argsort(torch.cat(order))]
-        start = 0 if self.table is None else len(self.table)
-        fresh = [i for i, p in enumerate(prefixes) if p not in self.number and self.number.setdefault(p, -1) == -1]
-        for offset, i in enumerate(fresh):
-            self.number[prefixes[i]] = start + offset
-        added = states[torch.tensor(fresh, device=states.device)]
-        self.table = added if self.table is None else torch.cat((self.table, added))
+    def of_prefixes(self, prefixes: Sequence[Ids]) -> Ints:
+        """The numbers of the sites at the last tokens of prefixes, [prefixes]."""
+        keys = [_digest(p) for p in prefixes]
+        if new := {k: p for k, p in zip(keys, prefixes, strict=True) if k not in self._numbers}:
+            self._add(list(new), _last_sites(list(new.values())))
+        return np.array([self._numbers[k] for k in keys])
+
+    def _add(self, keys: Sequence[bytes], sheet: Sheet) -> None:
+        """One pass of the trunk over a sheet; the states of its sites are stored where they are new."""
+        passes = plan(self.lm, sheet)
+        parts = [self.trunk.run(work.batch)[work.rows, work.columns] for work in passes]
+        states = torch.cat(parts)[torch.argsort(torch.cat([work.sites for work in passes]))]
+        new = {k: i for i, k in enumerate(keys) if k not in self._numbers}
+        numbers = self.kept.append(states[torch.tensor(list(new.values()), device=states.device)])
+        self._numbers.update(zip(new, numbers, strict=True))
 
 
-def decode(
-    tail: Tail, sites: Sites, stacked: Stacked, prompts: Sequence[Ids], *, new_tokens: int, stops: Sequence[int]
-) -> list[list[list[int]]]:
-    """Greedy continuations of every prompt by every member, [members][prompts]; a stop token ends one and is included.
-
-    Members that have said the same to a prompt so far share one hidden state, and what any of them said is remembered.
-    """
-    members = len(next(iter(stacked.values())))
-    said: list[list[Ids]] = [list(prompts) for _ in range(members)]
-    alive = [list(range(len(prompts))) for _ in range(members)]
-    stop = set(stops)
-    for _ in range(new_tokens):
-        width = max(map(len, alive))
-        if width == 0:
-            break
-        sites.ensure([said[m][i] for m in range(members) for i in alive[m]])
-        numbers = np.zeros((members, width), dtype=np.int64)
-        for m in range(members):
-            numbers[m, : len(alive[m])] = [sites.number[said[m][i]] for i in alive[m]]
-        chosen = _argmax(tail, stacked, sites.at(numbers))
-        for m in range(members):
-            tokens = chosen[m].tolist()
-            for i, token in zip(alive[m], tokens, strict=False):
-                said[m][i] = (*said[m][i], token)
-            alive[m] = [i for i, token in zip(alive[m], tokens, strict=False) if token not in stop]
-    return [[list(ids[len(prompt) :]) for ids, prompt in zip(row, prompts, strict=True)] for row in said]
+def _digest(ids: Ids) -> bytes:
+    return blake2b(array("q", ids).tobytes(), digest_size=16).digest()
 
 
-def _argmax(tail: Tail, stacked: Stacked, hidden: Tensor, cells: int = 1 << 24) -> NDArray[np.int64]:
-    """The likeliest next token at states [members, sites, d], as [members, sites], in pieces of at most `cells` logits."""
-    vocabulary: int = tail.plain.weight.shape[0]  # type: ignore[index, assignment]
-    step = max(1, cells // (vocabulary * len(hidden)))
-    parts = [tail.logits(stacked, tail.normed(stacked, h), None).argmax(-1) for h in torch.split(hidden, step, dim=1)]
-    return torch.cat(parts, dim=1).cpu().numpy()
+def _last_sites(prefixes: Sequence[Ids]) -> Sheet:
+    """A sheet with one site for each prefix, at its last token, and nothing to read."""
+    count, nothing = len(prefixes), np.zeros(0, dtype=np.int64)
+    one, none = Ranges.of([1] * count), Ranges.of([0] * count)
+    last = np.array([len(p) - 1 for p in prefixes])
+    return Sheet(tuple(prefixes), one, np.arange(count), last, one, nothing, nothing, nothing, none, 1, False)
+
+
+class SheetSites:
+    """The sites of a whole sheet, each example's looked up once."""
+
+    def __init__(self, sites: Sites, sheet: Sheet) -> None:
+        self.sites, self.sheet = sites, sheet
+        self.numbers = np.full(len(sheet.site_position), -1)  # -1: not yet looked up
+
+    @cached_property
+    def options(self) -> Ints:
+        """The token of every option of a closed sheet, [examples, options]; -1 where an example has fewer."""
+        tokens = np.full((len(self.sheet), self.sheet.options), -1)
+        tokens[self.sheet.reads_of.owner, self.sheet.read_option] = self.sheet.read_token
+        return tokens
+
+    def hidden(self, examples: Ints) -> Tensor:
+        """The states of the sites of some examples, [sites, d]."""
+        entries, _ = self.sheet.sites_of.take(examples)
+        if (self.numbers[entries] < 0).any():
+            new = np.unique(examples[self.numbers[self.sheet.sites_of.starts[examples]] < 0])
+            places, _ = self.sheet.sites_of.take(new)
+            self.numbers[places] = self.sites.of_sheet(self.sheet.take(new))
+        return self.sites.at(self.numbers[entries])

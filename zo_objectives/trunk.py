@@ -1,29 +1,22 @@
-"""The trunk: layers below everything that is tuned. Their output is computed once an example and fed in from then on.
+"""The trunk: layers below everything that is tuned. Their output is computed once a sequence and fed in from then on.
 
-The model's own forward runs either way: layers below the cut are replaced by one that hands in the stored hidden states, so
-masks, positions and everything above are the family's own code, and the result is exact up to float reordering.
+The model's own forward runs either way: layers below the cut hand on what they get and the stored hidden states enter the
+first module above it, so masks, positions and everything above are the family's own code, and the result is exact up to
+float reordering.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from zo_objectives.anatomy import Anatomy, anatomy
-from zo_objectives.hf import CausalLM, Pass
+from zo_objectives.hf import CausalLM, Padded, Pass, micro_batches, pad
 from zo_objectives.sheet import Ids
-
-
-class _Inject(nn.Module):
-    """A layer that returns given hidden states."""
-
-    def __init__(self, states: Tensor, as_tuple: bool) -> None:
-        nn.Module.__init__(self)
-        self.states, self.as_tuple = states, as_tuple
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        return (self.states,) if self.as_tuple else self.states
+from zo_objectives.states import States
 
 
 class _Skip(nn.Module):
@@ -42,16 +35,16 @@ class _Reached(Exception):
 
 
 class Trunk:
-    """Hidden states entering layer `cut` (entering the final norm, for cut = depth), stored by token sequence.
+    """Hidden states entering layer `cut`, from 0 (what the embedding gives) to depth (entering the final norm).
 
-    At most `limit` bytes are stored; what does not fit is computed again each time.
+    Every sequence is run once; its states are kept, at most `limit` bytes of them in memory (see `states`).
     """
 
     def __init__(self, lm: CausalLM, cut: int, limit: int = 1 << 30) -> None:
         self.lm, self.cut, self.limit = lm, cut, limit
         self.where: Anatomy = anatomy(lm.model)
-        self.stored: dict[Ids, Tensor] = {}
-        self.bytes = 0
+        self.kept = States(limit)
+        self.first: dict[Ids, int] = {}  # the number of a sequence's first state
         self._as_tuple = False
 
     @property
@@ -59,7 +52,8 @@ class Trunk:
         """The first module above the cut."""
         return self.where.norm if self.cut == self.where.depth else self.where.layers[self.cut]
 
-    def run(self, work: Pass) -> Tensor:
+    @torch.no_grad()
+    def run(self, batch: Padded) -> Tensor:
         """Hidden states [B, T, d] at the cut, by a forward pass that stops there."""
         found: list[Tensor] = []
 
@@ -75,7 +69,7 @@ class Trunk:
             self.target.register_forward_pre_hook(catch, with_kwargs=True),
         ]
         try:
-            self.lm.model(input_ids=work.batch.ids, attention_mask=work.batch.mask, use_cache=False)
+            self.lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
         except _Reached:
             pass
         finally:
@@ -84,29 +78,37 @@ class Trunk:
         return found[0]
 
     def states(self, work: Pass, sequences: Sequence[Ids]) -> Tensor:
-        """Hidden states [B, T, d] at the cut for a pass over `sequences`, from the store where they are there."""
+        """Hidden states [B, T, d] at the cut for a pass over `sequences`, zero where it is padded."""
         rows = [sequences[r] for r in work.batch.rows]
-        if not all(r in self.stored for r in rows):
-            fresh = self.run(work)
-            for row, state in zip(rows, fresh, strict=True):
-                if row not in self.stored and self.bytes + state[: len(row)].nbytes <= self.limit:
-                    self.stored[row] = state[: len(row)].clone()
-                    self.bytes += self.stored[row].nbytes
-            return fresh
-        sample = self.stored[rows[0]]
-        padded = sample.new_zeros(*work.batch.ids.shape, sample.shape[-1])
-        for i, row in enumerate(rows):
-            padded[i, : len(row)] = self.stored[row]
+        self._keep([r for r in dict.fromkeys(rows) if r not in self.first])
+        states = self.kept.take(np.concatenate([np.arange(self.first[r], self.first[r] + len(r)) for r in rows]))
+        padded = states.new_zeros(*work.batch.ids.shape, states.shape[-1])
+        padded[work.batch.mask.bool()] = states
         return padded
+
+    def _keep(self, new: Sequence[Ids]) -> None:
+        """Runs sequences and stores their states, one token after another."""
+        for group in micro_batches(new):
+            batch = pad(new, group, self.lm.padding, self.lm.device)
+            first = self.kept.append(self.run(batch)[batch.mask.bool()]).start
+            lengths = [len(new[r]) for r in group]
+            starts = first + np.cumsum([0, *lengths[:-1]])
+            self.first.update(zip((new[r] for r in group), starts.tolist(), strict=True))
 
     @contextmanager
     def given(self, states: Tensor) -> Iterator[None]:
-        """While open, the model's layers below the cut are replaced by `states`."""
+        """While open, the model's layers below the cut do nothing and `states` enter the first module above it."""
+
+        def enter(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return ((states, *inputs[1:]), named) if inputs else (inputs, named | {"hidden_states": states})
+
         parent, _, attribute = self.where.layers_name.rpartition(".")
         owner = self.lm.model.get_submodule(parent)
-        below = [_Inject(states, self._as_tuple), *[_Skip(self._as_tuple) for _ in range(self.cut - 1)]]
-        setattr(owner, attribute, nn.ModuleList([*below, *self.where.layers[self.cut :]]))
+        skipped = [_Skip(self._as_tuple) for _ in range(self.cut)]
+        handle = self.target.register_forward_pre_hook(enter, with_kwargs=True)
+        setattr(owner, attribute, nn.ModuleList([*skipped, *self.where.layers[self.cut :]]))
         try:
             yield
         finally:
             setattr(owner, attribute, self.where.layers)
+            handle.remove()

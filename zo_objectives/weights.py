@@ -1,259 +1,240 @@
-"""Weights: the one owner of the tuned numbers. Everything else is pure.
+"""Weights: the one owner of the tuned numbers. Everything else is pure."""
 
-Two stores answer "where does a probe live?", both exact: after a probe every bit is as before, in every dtype.
-
-    inference   no second copy. While a probe is open every module computes with a scratch copy of its own parameters,
-                made when it is entered and dropped when it returns; theta itself is never written. Updates of 16-bit
-                weights are rounded stochastically with bits from the same noise function, so they replay exactly.
-    master      a float32 copy; live = cast(master + scale * d * z), and cast(master) at rest.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zo_objectives import noise
 from zo_objectives.errors import InputError, unknown
 from zo_objectives.estimators import Probe, ProjectedGradient
-from zo_objectives.geometry import Geometry, tensor_id
+from zo_objectives.geometry import Geometry, pieces
+from zo_objectives.layers import Layers
 from zo_objectives.rules import UpdateRule
+from zo_objectives.stores import STORES
+from zo_objectives.tuned import Tuned, find_tuned
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-PIECE = 1 << 22  # elements updated at a time, which bounds the scratch memory of a step
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A parameter that is tuned, and every (module, attribute) that holds it: more than one where weights are tied."""
-
-    name: str
-    parameter: nn.Parameter
-    owners: tuple[tuple[nn.Module, str], ...]
-
-    @property
-    def flat(self) -> Tensor:
-        return self.parameter.data.view(-1)
+PIECE = 1 << 20  # elements updated at a time, which bounds the scratch memory of a step
 
 
-def find_tuned(model: nn.Module, names: Sequence[str]) -> tuple[Tuned, ...]:
-    """The named parameters of `model`, once each, in the model's order. Raises InputError for what cannot be tuned."""
-    wanted = set(names)
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            owners.setdefault(id(parameter), []).append((module, attribute))
-    found = [Tuned(n, p, tuple(owners[id(p)])) for n, p in model.named_parameters() if n in wanted]
-    if missing := wanted - {t.name for t in found}:
-        raise unknown("parameter", sorted(missing)[0], (n for n, _ in model.named_parameters()))
-    if not found:
-        raise InputError("Nothing to tune: no parameter was selected. Choose another `tune`, such as `head` or `all`.")
-    for tuned in found:
-        if tuned.parameter.dtype not in DTYPES or not tuned.parameter.is_contiguous():
-            raise InputError(
-                f"Parameter {tuned.name!r} ({tuned.parameter.dtype}) is no contiguous tensor of 16 or 32-bit floats."
-            )
-    return tuple(found)
+class Realised(NamedTuple):
+    """What became of a step in the store's precision: of its elements that are not 0, the share that moved a weight, and the
+    cosine between what was meant and what was done. Both 1 where nothing was lost; nan where nothing was meant or done."""
+
+    applied_frac: float
+    cosine: float
 
 
-class Store(Protocol):
-    """Where probes live. `open` and `close` bracket one probe; `read` and `write` serve updates, flat and in pieces."""
+class _Sums:
+    """Counts and inner products of a step, meant (a) and done (b)."""
 
-    def open(self, probe: Probe, geometry: Geometry) -> None: ...
-    def close(self) -> None: ...
-    def read(self, tuned: Tuned) -> Tensor:
-        """The values at rest, flat, in the store's dtype; not to be written."""
+    def __init__(self) -> None:
+        self.meant, self.moved, self.aa, self.ab, self.bb = 0, 0, 0.0, 0.0, 0.0
 
-    def write(self, tuned: Tuned, span: slice, values: Tensor, key: int) -> None:
-        """Replaces elements `span` by float32 `values`; `key` supplies rounding bits."""
+    def add(self, meant: Tensor, done: Tensor) -> None:
+        self.meant += int(torch.count_nonzero(meant))
+        self.moved += int(torch.count_nonzero((done != 0) & (meant != 0)))
+        a, b = meant.double(), done.double()
+        self.aa, self.ab, self.bb = self.aa + float(a @ a), self.ab + float(a @ b), self.bb + float(b @ b)
 
-    def restore(self, tuned: Tuned, values: Tensor) -> None:
-        """Replaces a whole tensor by what `read` once gave."""
-
-
-def round_stochastically(values: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
-    """Float32 `values` in `dtype`, up or down with the probabilities that make the mean exact (to 2**-13 of a gap).
-
-    `bits` are uniform integers on 0..65535. bfloat16 keeps float32's upper 16 bits; float16 drops 13 bits, and has a
-    fixed gap of 2**-24 below 2**-14.
-    """
-    if dtype == torch.float32:
-        return values
-    drop = 16 if dtype == torch.bfloat16 else 13
-    raised = values.view(torch.int32) + (bits >> (16 - drop))
-    rounded = (raised >> drop << drop).view(torch.float32)
-    if dtype == torch.float16:
-        small = torch.floor(values * 2.0**24 + (bits >> 3) * 2.0**-13) * 2.0**-24
-        rounded = torch.where(values.abs() < 2.0**-14, small, rounded)
-    return rounded.to(dtype)
-
-
-class InferenceStore:
-    """No second copy: see the module's text."""
-
-    def __init__(self, tuned: Sequence[Tuned]) -> None:
-        self.tuned = tuned
-        self.modules: dict[nn.Module, list[tuple[str, Tuned]]] = {}
-        for entry in tuned:
-            for module, attribute in entry.owners:
-                self.modules.setdefault(module, []).append((attribute, entry))
-        self.handles: list[Any] = []
-
-    def open(self, probe: Probe, geometry: Geometry) -> None:
-        for module in self.modules:
-            self.handles.append(module.register_forward_pre_hook(self._enter(probe, geometry)))
-            self.handles.append(module.register_forward_hook(self._leave, always_call=True))
-
-    def _enter(self, probe: Probe, geometry: Geometry) -> Callable[[nn.Module, Any], None]:
-        def hook(module: nn.Module, inputs: Any) -> None:
-            for attribute, entry in self.modules[module]:
-                scratch = torch.empty_like(entry.parameter.data)
-                coefficient = probe.scale * geometry.gain(entry.name)
-                geometry.axpy(scratch.view(-1), entry.flat, probe.key, entry.name, coefficient)
-                module._parameters[attribute] = scratch  # type: ignore[assignment]  # a plain tensor for one forward
-
-        return hook
-
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        for attribute, entry in self.modules[module]:
-            module._parameters[attribute] = entry.parameter
-
-    def close(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
-        for module in self.modules:
-            self._leave(module, None, None)
-
-    def read(self, tuned: Tuned) -> Tensor:
-        return tuned.flat
-
-    def write(self, tuned: Tuned, span: slice, values: Tensor, key: int) -> None:
-        dtype = tuned.parameter.dtype
-        if dtype != torch.float32:
-            bits = noise.rounding_bits(key, tensor_id(tuned.name), range(span.start, span.stop), values.device)
-            values = round_stochastically(values, dtype, bits)
-        tuned.flat[span].copy_(values)
-
-    def restore(self, tuned: Tuned, values: Tensor) -> None:
-        tuned.flat.copy_(values)
-
-
-class MasterStore:
-    """A float32 copy beside the live weights: see the module's text."""
-
-    def __init__(self, tuned: Sequence[Tuned]) -> None:
-        self.tuned = tuned
-        self.masters = {t.name: t.flat.float().clone() for t in tuned}
-
-    def open(self, probe: Probe, geometry: Geometry) -> None:
-        for t in self.tuned:
-            coefficient = probe.scale * geometry.gain(t.name)
-            geometry.axpy(t.flat, self.masters[t.name], probe.key, t.name, coefficient)
-
-    def close(self) -> None:
-        for t in self.tuned:
-            t.flat.copy_(self.masters[t.name])
-
-    def read(self, tuned: Tuned) -> Tensor:
-        return self.masters[tuned.name]
-
-    def write(self, tuned: Tuned, span: slice, values: Tensor, key: int) -> None:
-        self.masters[tuned.name][span].copy_(values)
-        tuned.flat[span].copy_(values)
-
-    def restore(self, tuned: Tuned, values: Tensor) -> None:
-        self.write(tuned, slice(0, values.numel()), values, key=0)
-
-
-STORES: dict[str, Callable[[Sequence[Tuned]], Store]] = {"inference": InferenceStore, "master": MasterStore}
+    def realised(self) -> Realised:
+        size = math.sqrt(self.aa) * math.sqrt(self.bb)
+        return Realised(self.moved / self.meant if self.meant else math.nan, self.ab / size if size else math.nan)
 
 
 class Weights:
-    """The tuned parameters of a model, how they are probed, and how they move."""
+    """The tuned parameters of a model, how they are probed, and how they move.
+
+    `layers` puts tensors into groups: for layer-wise sizes (MeZO, appendix B), and for estimators that take turns.
+    Raises InputError for names, dtypes, stores and combinations that cannot work.
+    """
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str], *, geometry: Geometry, rule: UpdateRule, store: str = "inference"
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        *,
+        geometry: Geometry,
+        rule: UpdateRule,
+        store: str = "inference",
+        layers: Layers | None = None,
     ) -> None:
         if store not in STORES:
             raise unknown("weight store", store, STORES)
+        if rule.observe is not None and not geometry.signs:
+            raise InputError("This update rule is for directions of signs: use Dense(Law.RADEMACHER) or LowRank(1).")
         self.tuned = find_tuned(model, names)
-        self.geometry = geometry
+        if layers is not None and (strange := set(self.tuned_names) - set(layers.groups)):
+            raise InputError(
+                f"Parameter {min(strange)!r} is in no group of the layers: make them by_layer(names) of all names."
+            )
+        self.layers = layers
         self.rule = rule
-        self._store = STORES[store](self.tuned)
+        self.store = STORES[store](self.tuned)
+        self.sizes = np.ones(self.layers.count if self.layers else 0, dtype=np.float32)
+        self._given = self.geometry = geometry
         self._state = {t.name: rule.init(t.flat) for t in self.tuned}
+        self._ages = dict.fromkeys(self.tuned_names, 0)
+        self._past: deque[ProjectedGradient] = deque(maxlen=rule.window)
+        self._start = {t.name: t.flat.clone() for t in self.tuned} if rule.pull else {}
         self._open = False
+
+    @property
+    def tuned_names(self) -> tuple[str, ...]:
+        return tuple(t.name for t in self.tuned)
 
     @property
     def count(self) -> int:
         """How many numbers are tuned."""
         return sum(t.parameter.numel() for t in self.tuned)
 
+    def resize(self, sizes: Sequence[float]) -> None:
+        """Gives every group its size d (see layers.py), from the next probe on. Raises InputError for another number."""
+        if self.layers is None or len(sizes) != self.layers.count:
+            raise InputError(f"{len(sizes)} layer sizes for weights with {self.layers.count if self.layers else 0} groups.")
+        self.sizes = np.asarray(sizes, dtype=np.float32)
+        self.geometry = self.layers.scaled(self._given, self.sizes)
+
+    def members_of(self, group: int | None) -> tuple[Tuned, ...]:
+        """The tensors of a group; all for None."""
+        if group is None:
+            return self.tuned
+        if self.layers is None:
+            raise InputError("A probe of one group needs weights with layers: Weights(..., layers=by_layer(names)).")
+        return tuple(t for t in self.tuned if self.layers.groups[t.name] == group)
+
     @contextmanager
     def at(self, probe: Probe) -> Iterator[None]:
         """While open, the model computes at theta + scale * d * z(key); afterwards every bit is as it was."""
+        with self.opened(), torch.no_grad():
+            try:
+                if probe.scale != 0:
+                    self.store.open(self.members_of(probe.group), probe, self.geometry)
+                yield
+            finally:
+                self.store.close()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """While open, no probe can be opened and nothing moves."""
         if self._open:
             raise RuntimeError("A probe is open already: probes do not nest.")
         self._open = True
         try:
-            with torch.no_grad():
-                self._store.open(probe, self.geometry)
-                yield
+            yield
         finally:
-            with torch.no_grad():
-                self._store.close()
             self._open = False
 
     def stacked(self, probes: Sequence[Probe]) -> dict[str, Tensor]:
         """Every tuned tensor at every probe, float32 [len(probes), *shape]: for members evaluated in one batch."""
         keys = list(dict.fromkeys(p.key for p in probes))
         rows = torch.tensor([keys.index(p.key) for p in probes])
+        groups = {p.group for p in probes}
+        held = {g: {t.name for t in self.members_of(g)} for g in groups}
         result = {}
         for t in self.tuned:
-            device = t.parameter.device
-            scales = torch.tensor([p.scale * self.geometry.gain(t.name) for p in probes], device=device)
-            z = self.geometry.directions(keys, t.name, range(t.parameter.numel()), device)[rows.to(device)]
-            result[t.name] = (self._store.read(t) + scales[:, None] * z).view(len(probes), *t.parameter.shape)
+            device, gain = t.parameter.device, self.geometry.probe_gain(t.name)
+            scales = torch.tensor([p.scale * gain if t.name in held[p.group] else 0.0 for p in probes], device=device)
+            z = self.geometry.directions(keys, t.leaf, range(t.parameter.numel()), device)[rows.to(device)]
+            result[t.name] = (self.store.read(t) + scales[:, None] * z).view(len(probes), *t.parameter.shape)
         return result
 
     @torch.no_grad()
-    def ascend(self, t: int, gradient: ProjectedGradient) -> None:
-        """Step number `t`: theta <- decay * theta + d * rule(sum_k c_k z_k), in float32, tensor by tensor."""
+    def ascend(self, t: int, gradient: ProjectedGradient, *, watch: bool = False) -> Realised | None:
+        """Step number `t`: theta <- decay * theta + d * rule(sum_k c_k z_k), in float32, tensor by tensor.
+
+        With `watch`, says what became of it (at the cost of a few more passes).
+        """
         if self._open:
             raise RuntimeError("A probe is open: leave it before the update.")
-        for tuned in self.tuned:
-            for start in range(0, tuned.parameter.numel(), PIECE):
-                self._ascend_piece(t, gradient, tuned, slice(start, min(start + PIECE, tuned.parameter.numel())))
+        sums = _Sums() if watch else None
+        for tuned in self.members_of(gradient.group):
+            age = self._ages[tuned.name]
+            if self.rule.observe is not None:
+                self.rule.observe(_only(gradient), self._state[tuned.name])
+            if sums is not None or not self._ascend_at_once(t, gradient, tuned):
+                for start, stop in pieces(tuned.parameter.numel(), PIECE):
+                    self._ascend_piece(t, age, gradient, tuned, slice(start, stop), sums)
+            self._ages[tuned.name] = age + 1
+        self._past.append(gradient)
+        return sums.realised() if sums is not None else None
 
-    def _ascend_piece(self, t: int, gradient: ProjectedGradient, tuned: Tuned, span: slice) -> None:
+    def _ascend_at_once(self, t: int, gradient: ProjectedGradient, tuned: Tuned) -> bool:
+        """The same bits as in pieces, in one pass over memory: for one direction of signs, where c * z is exact."""
+        theta = self.store.own(tuned)
+        moving = [(k, c) for k, c in zip(gradient.keys, gradient.coefficients, strict=True) if c != 0]
+        if theta is None or not self.rule.linear or not self.geometry.signs or len(moving) > 1 or self.rule.pull:
+            return False
+        if (decay := self.rule.decay(t)) != 1.0:
+            theta.mul_(decay)
+        for key, c in moving:
+            step = np.float32(c) * np.float32(self.rule.rate(t)) * np.float32(self.geometry.step_gain(tuned.name))
+            self.geometry.axpy(theta, theta, key, tuned.leaf, float(step))
+        self.store.moved(tuned)
+        return True
+
+    def _gradient_piece(self, gradient: ProjectedGradient, tuned: Tuned, span: slice) -> Tensor:
+        """sum_k c_k z_k in elements `span`."""
         total = torch.zeros(span.stop - span.start, device=tuned.parameter.device)
         for key, coefficient in zip(gradient.keys, gradient.coefficients.tolist(), strict=True):
             if coefficient != 0.0:
-                self.geometry.axpy(total, total, key, tuned.name, coefficient, span.start)
-        state = tuple(s[span] for s in self._state[tuned.name])
-        step = self.rule.step(t, total, state).mul_(self.geometry.gain(tuned.name))
-        values = self._store.read(tuned)[span].float() * self.rule.decay(t) + step
-        self._store.write(tuned, span, values, gradient.key)
+                self.geometry.axpy(total, total, key, tuned.leaf, coefficient, span.start)
+        return total
+
+    def _past_pieces(self, age: int, tuned: Tuned, span: slice) -> Iterator[tuple[int, Tensor]]:
+        """(age, gradient) in elements `span` of the steps before, made again from their keys."""
+        group = self.layers.groups[tuned.name] if self.layers is not None else None
+        taken = [g for g in self._past if g.group is None or g.group == group]
+        for then, gradient in enumerate(taken, age - len(taken)):
+            yield then, self._gradient_piece(gradient, tuned, span)
+
+    def _ascend_piece(
+        self, t: int, age: int, gradient: ProjectedGradient, tuned: Tuned, span: slice, sums: _Sums | None
+    ) -> None:
+        total = self._gradient_piece(gradient, tuned, span)
+        state = tuple(s[span] if s.dim() else s for s in self._state[tuned.name])
+        past = self._past_pieces(age, tuned, span) if self.rule.window else ()
+        step = self.rule.step(age, t, total, state, past).mul_(self.geometry.step_gain(tuned.name))
+        before = self.store.read(tuned)[span].float()
+        values = before * self.rule.decay(t)
+        if self.rule.pull:
+            start = self._start[tuned.name][span].float()
+            values = (values - start).mul_(1.0 - self.rule.rate(t) * self.rule.pull).add_(start)
+        values.add_(step)
+        if sums is not None:
+            before = before.clone()
+        self.store.write(tuned, span, values, gradient.key)
+        if sums is not None:
+            sums.add(values - before, self.store.read(tuned)[span].float() - before)
 
     def fingerprint(self) -> str:
         """SHA-256 of the tuned weights at rest: names, dtypes, shapes and bits."""
         digest = sha256()
         for t in self.tuned:
-            values = self._store.read(t)
+            values = self.store.read(t)
             digest.update(f"{t.name} {values.dtype} {tuple(t.parameter.shape)};".encode())
             digest.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of the tuned weights at rest, in the store's dtype, by name."""
-        return {t.name: self._store.read(t).clone().view(t.parameter.shape) for t in self.tuned}
+        return {t.name: self.store.read(t).clone().view(t.parameter.shape) for t in self.tuned}
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Puts the tuned weights to `values` (as `state_dict` gives them), bit for bit; the rule's state stays."""
         for t in self.tuned:
-            self._store.restore(t, values[t.name].to(t.parameter.device).view(-1))
+            self.store.restore(t, values[t.name].to(t.parameter.device).view(-1))
+
+
+def _only(gradient: ProjectedGradient) -> float:
+    if len(gradient.coefficients) != 1:
+        raise InputError(
+            f"This update rule takes one direction a step, not {len(gradient.coefficients)}. Use adam with moments=stored."
+        )
+    return float(gradient.coefficients[0])
