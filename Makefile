@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint all-tests clean
+.PHONY: demo test all-tests bench bench-gpu clean
 
 demo: $(READY)
 	$(BIN)/zo-objectives demo --output zo-demo
@@ -18,6 +18,18 @@ test: $(READY)
 all-tests: $(READY)
 	$(BIN)/python -m pytest -m "not gpu"
 
+bench: $(READY)
+	$(BIN)/zo-objectives bench --output zo-bench
+
+# Everything that only a CUDA device can tell: costs in bfloat16 at two sizes, the same bits as on the CPU, the marked tests.
+bench-gpu: $(READY)
+	for shape in 1.3b 6.7b; do \
+		$(BIN)/zo-objectives bench noise step memory members --device cuda --dtype bfloat16 --shape $$shape \
+			--output zo-bench/cuda-$$shape || exit; \
+	done
+	$(BIN)/zo-objectives bench journal --device cuda --output zo-bench/cuda-journal
+	$(BIN)/python -m pytest -m gpu
+
 $(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
@@ -28,4 +40,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) zo-demo
+	rm -rf $(VENV) zo-demo zo-bench

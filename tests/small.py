@@ -8,17 +8,17 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zo_objectives import rules, schedules
-from zo_objectives.estimators import Probe, Spsa
-from zo_objectives.geometry import Dense, Geometry, Leaf
-from zo_objectives.journal import Header, Journal, Record
-from zo_objectives.loop import climb
-from zo_objectives.members import sequential
-from zo_objectives.noise import Law
-from zo_objectives.rules import UpdateRule
+from zo_objectives.search import rules, schedules
+from zo_objectives.search.estimators import Probe, Spsa
+from zo_objectives.search.geometry import Dense, Geometry, Leaf
+from zo_objectives.search.journal import Header, Journal, Record
+from zo_objectives.search.loop import climb
+from zo_objectives.search.members import sequential
+from zo_objectives.search.noise import Law
+from zo_objectives.search.rules import UpdateRule
+from zo_objectives.search.weights import Weights
 from zo_objectives.testing import CPU, DTYPES, IDS, bits, drawn, score, tuned_names
 from zo_objectives.testing import Toy as Tiny
-from zo_objectives.weights import Weights
 
 FIXED = settings(derandomize=True, max_examples=30, deadline=None, database=None)
 STORES = ("inference", "master")

@@ -14,7 +14,7 @@ from zo_objectives import bench, bench_language, bench_search
 from zo_objectives.bench import measure, write
 from zo_objectives.cli import app
 from zo_objectives.errors import InputError
-from zo_objectives.kernels import Kernels
+from zo_objectives.search.kernels import Kernels
 from zo_objectives.timing import Row, Setting, Times, check, in_turns
 
 SMALL = Setting(shape="tiny", repeat=1)

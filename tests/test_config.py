@@ -19,7 +19,7 @@ from zo_objectives.config import (
     task_settings,
 )
 from zo_objectives.errors import InputError
-from zo_objectives.tasks import TaskSpec
+from zo_objectives.language.tasks import TaskSpec
 
 VALUES = st.recursive(st.integers(0, 3), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3))
 TREES = st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3)

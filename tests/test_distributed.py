@@ -8,15 +8,15 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import spawn
 
-from zo_objectives import journal, rules
 from zo_objectives.errors import RunError
-from zo_objectives.estimators import Evaluator, Probe, Spsa
-from zo_objectives.geometry import Dense
-from zo_objectives.journal import Journal, header_for
-from zo_objectives.loop import climb
-from zo_objectives.members import distributed, sequential
+from zo_objectives.search import journal, rules
+from zo_objectives.search.estimators import Evaluator, Probe, Spsa
+from zo_objectives.search.geometry import Dense
+from zo_objectives.search.journal import Journal, header_for
+from zo_objectives.search.loop import climb
+from zo_objectives.search.members import distributed, sequential
+from zo_objectives.search.weights import Weights
 from zo_objectives.testing import Toy, score
-from zo_objectives.weights import Weights
 
 WORLD, STEPS = 2, 5
 ESTIMATOR = Spsa(0.1, 3)

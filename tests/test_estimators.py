@@ -14,13 +14,13 @@ from small import FIXED, LAWS, STORES, concatenated, sgd, weights_of
 from torch import Tensor, nn
 
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import Clipped, Es, OnePoint, OneSided, Spsa, count_at, growing, tie_rate
-from zo_objectives.geometry import Dense
-from zo_objectives.keys import direction_keys, fold_in, root_key
-from zo_objectives.loop import climb
-from zo_objectives.members import sequential
-from zo_objectives.noise import Law
-from zo_objectives.shaping import Contrast, Shaping, centred, rank, raw, shaping, sign, unit, zscore, zscore_with
+from zo_objectives.search.estimators import Clipped, Es, OnePoint, OneSided, Spsa, count_at, growing, tie_rate
+from zo_objectives.search.geometry import Dense
+from zo_objectives.search.keys import direction_keys, fold_in, root_key
+from zo_objectives.search.loop import climb
+from zo_objectives.search.members import sequential
+from zo_objectives.search.noise import Law
+from zo_objectives.search.shaping import Contrast, Shaping, centred, rank, raw, shaping, sign, unit, zscore, zscore_with
 
 Vector = NDArray[np.float64]
 

@@ -12,6 +12,9 @@ import pytest
 import zo_objectives
 
 FOLDER = Path(zo_objectives.__file__).parent
+WHERE = {  # names are unique in the whole package
+    p.stem: p for p in FOLDER.rglob("*.py") if p.name != "__init__.py" or p.parent == FOLDER
+}
 SEARCH = {
     "errors": "",
     "keys": "",
@@ -33,7 +36,7 @@ SEARCH = {
     "overlay": "errors estimators tuned weights",
     "operators": "overlay",
     "members": "errors estimators operators overlay stores weights",
-    "testing": "adaptive estimators geometry journal keys loop rules weights",
+    "testing": "adaptive estimators geometry journal keys loop members rules weights",
 }
 LANGUAGE = {
     "outputs": "",
@@ -57,23 +60,23 @@ BRIDGE = {
     "scoring": "errors estimators hf objectives outputs readout sheet subsets tail tasks trunk weights",
     "config": "errors tasks",
     "bench": "bench_language bench_search charts errors results timing",
-    "search": (
+    "building": (
         "adaptive batched config errors estimators geometry hf journal layers losses noise results rules "
         "scoring shaping stores subsets weights workbench"
     ),
     "run": (
         "baselines config errors estimators journal loop objectives outputs predictions results scoring "
-        "search weights workbench"
+        "building weights workbench"
     ),
-    "baselines": "errors losses objectives results run scoring search",
+    "baselines": "errors losses objectives results run scoring building",
     "predictions": "objectives outputs",
-    "replay": "config errors hf journal results search subsets weights",
+    "replay": "config errors hf journal results building subsets weights",
     "compare": "config errors report results run tasks workbench",
     "validate": "data errors hf objectives outputs scoring tasks",
     "batched": "estimators hf members outputs overlay scoring sheet trunk weights",
     "bench_language": (
         "anatomy bench_search config errors estimators geometry journal kernels members rules schedules "
-        "scoring search timing weights workbench"
+        "scoring building timing weights workbench"
     ),
     "bench_search": "estimators geometry kernels keys loop members noise results rules schedules timing weights",
     "losses": "hf objectives scoring",
@@ -101,24 +104,29 @@ LIBRARIES = {  # beside the standard library; at module level, and inside functi
     "anatomy": ("torch", ""),
     "subsets": ("torch", "peft"),
 }
-CHEAP = ("zo_objectives", "zo_objectives.cli", "zo_objectives.tasks", "zo_objectives.config")
+CHEAP = ("zo_objectives", "zo_objectives.cli", "zo_objectives.language.tasks", "zo_objectives.config")
 HEAVY = ("torch", "transformers", "pandas", "datasets", "evaluate", "sklearn", "numpy")
 
 
 def imports(name: str, *, top: bool = False) -> Iterator[str]:
     """The full names of what a module imports: anywhere in it, or where it is read (`top`)."""
-    tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(WHERE[name].read_text(encoding="utf-8"))
     for node in tree.body if top else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{name}.py: no relative imports"
-            of_package = node.module == "zo_objectives"
+            of_package = node.module in ("zo_objectives", "zo_objectives.search", "zo_objectives.language")
             yield from (f"{node.module}.{alias.name}" for alias in node.names) if of_package else (node.module,)
 
 
 def ours(name: str, *, top: bool = False) -> set[str]:
-    return {i.split(".")[1] for i in imports(name, top=top) if i.startswith("zo_objectives.")}
+    """What a module imports of this package, each checked to be in the folder of its side."""
+    found = {i for i in imports(name, top=top) if i.startswith("zo_objectives.")}
+    for full in found:
+        path = WHERE[full.split(".")[-1]].relative_to(FOLDER.parent).with_suffix("")
+        assert ".".join(path.parts) == full, f"{name}: {full} is not there"
+    return {full.split(".")[-1] for full in found}
 
 
 def libraries(name: str, *, top: bool = False) -> set[str]:
@@ -127,7 +135,9 @@ def libraries(name: str, *, top: bool = False) -> set[str]:
 
 
 def test_every_module_has_its_place() -> None:
-    assert {p.stem for p in FOLDER.glob("*.py")} == set(TABLE)
+    assert set(WHERE) == set(TABLE)
+    inside = {side: {p.stem for p in (FOLDER / side).glob("*.py")} - {"__init__"} for side in ("search", "language")}
+    assert inside == {"search": set(SEARCH) - {"errors", "testing"}, "language": set(LANGUAGE)}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -155,3 +165,7 @@ def test_listing_commands_load_nothing_heavy() -> None:
     code = f"import sys; import {', '.join(CHEAP)}; print(*(m for m in {HEAVY} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(zo_objectives, name) is not None for name in zo_objectives.__all__)

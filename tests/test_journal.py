@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small import FIXED, Tiny, coefficients, header_of, records, sgd, weights_of
 
-from zo_objectives import journal
-from zo_objectives.adaptive import Adaptive, parameter_norms
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import OnePoint, RoundRobin, Spsa
-from zo_objectives.geometry import Dense
-from zo_objectives.journal import Journal, Record
-from zo_objectives.keys import fold_in, root_key
-from zo_objectives.layers import by_layer
-from zo_objectives.weights import Weights
+from zo_objectives.search import journal
+from zo_objectives.search.adaptive import Adaptive, parameter_norms
+from zo_objectives.search.estimators import OnePoint, RoundRobin, Spsa
+from zo_objectives.search.geometry import Dense
+from zo_objectives.search.journal import Journal, Record
+from zo_objectives.search.keys import fold_in, root_key
+from zo_objectives.search.layers import by_layer
+from zo_objectives.search.weights import Weights
 
 HEADER = {"seed": 3, "directions": 2, "base": "0ff", "config": {"model": {"name": "é"}, "steps": 10}}
 Rows = NDArray[np.float32]

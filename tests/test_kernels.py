@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from small import CPU, DTYPES, FIXED, LAWS
 from torch import Tensor
 
-from zo_objectives import kernels, noise, rounding
-from zo_objectives.kernels import Fused, Kernels
-from zo_objectives.noise import Law
-from zo_objectives.rounding import round_into
+from zo_objectives.search import kernels, noise, rounding
+from zo_objectives.search.kernels import Fused, Kernels
+from zo_objectives.search.noise import Law
+from zo_objectives.search.rounding import round_into
 
 KEYS = st.integers(0, 2**64 - 1)
 PAIRS = sorted({(to, of) for _, to, of in kernels.SYMBOLS.values()}, key=str)

@@ -1,4 +1,18 @@
-"""The laws of the search side: what holds for every rule, store, dtype, geometry and law of noise."""
+"""The laws of the search side: what holds for every rule, store, dtype, geometry and law of noise.
+
+    1  noise is a pure function             here, test_noise, test_kernels; check_geometry
+    2  E[z z^T] = I, unbiased estimates     here, test_layers; check_geometry, check_estimator
+    3  a probe restores every bit           here, test_weights; check_store
+    4  live = replayed = resumed            here, test_journal, test_run; check_run
+    5  batched = sequential                 test_members, test_scoring; check_members
+    6  no neighbours in a score             test_scoring, test_states
+    7  ties move nothing, NaN is no step    here; check_estimator, check_rule
+    8  common random numbers                here, test_scoring; check_estimator
+    9  the label set is fixed               test_objectives
+    10 old journals replay                  here (golden files)
+
+The checks are public (testing.py); test_conformance runs them on all that is listed, and on planted faults.
+"""
 
 import itertools
 import json
@@ -37,17 +51,17 @@ from small import (
 )
 from torch import Tensor, nn
 
-from zo_objectives import journal, noise
 from zo_objectives.errors import RunError
-from zo_objectives.estimators import Probe, Spsa
-from zo_objectives.geometry import Dense, Geometry, Leaf, Scaled
-from zo_objectives.journal import Journal
-from zo_objectives.keys import direction_keys, fold_in
-from zo_objectives.loop import climb
-from zo_objectives.members import sequential
-from zo_objectives.noise import Law
-from zo_objectives.shaping import raw, unit
-from zo_objectives.weights import Weights
+from zo_objectives.search import journal, noise
+from zo_objectives.search.estimators import Probe, Spsa
+from zo_objectives.search.geometry import Dense, Geometry, Leaf, Scaled
+from zo_objectives.search.journal import Journal
+from zo_objectives.search.keys import direction_keys, fold_in
+from zo_objectives.search.loop import climb
+from zo_objectives.search.members import sequential
+from zo_objectives.search.noise import Law
+from zo_objectives.search.shaping import raw, unit
+from zo_objectives.search.weights import Weights
 
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = st.integers(0, 2**64 - 1)

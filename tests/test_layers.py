@@ -10,17 +10,17 @@ import torch
 from small import CPU, Tiny, score, tuned_names
 from torch import Tensor, nn
 
-from zo_objectives.adaptive import Adaptive, backprop_norms, normalised, parameter_norms, zeroth_order_norms
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import Probe, RoundRobin, Spsa
-from zo_objectives.geometry import Dense, Leaf, Scaled
-from zo_objectives.keys import direction_keys
-from zo_objectives.layers import Layers, Modified, by_layer
-from zo_objectives.loop import climb
-from zo_objectives.members import sequential
-from zo_objectives.rules import adam, sgd
-from zo_objectives.schedules import constant
-from zo_objectives.weights import Weights
+from zo_objectives.search.adaptive import Adaptive, backprop_norms, normalised, parameter_norms, zeroth_order_norms
+from zo_objectives.search.estimators import Probe, RoundRobin, Spsa
+from zo_objectives.search.geometry import Dense, Leaf, Scaled
+from zo_objectives.search.keys import direction_keys
+from zo_objectives.search.layers import Layers, Modified, by_layer
+from zo_objectives.search.loop import climb
+from zo_objectives.search.members import sequential
+from zo_objectives.search.rules import adam, sgd
+from zo_objectives.search.schedules import constant
+from zo_objectives.search.weights import Weights
 
 OPT = [
     "model.decoder.embed_tokens.weight",

@@ -11,40 +11,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
-from zo_objectives import hf, rules, subsets
+from zo_objectives import subsets
 from zo_objectives.batched import BatchedScorer
 from zo_objectives.errors import InputError, RunError
-from zo_objectives.estimators import Probe, Spsa
-from zo_objectives.geometry import Dense, Factors, Geometry, Leaf, LowRank, Masked, Scaled
-from zo_objectives.hf import CausalLM
-from zo_objectives.layers import by_layer
-from zo_objectives.members import batched, deviation, members, sequential, verify
-from zo_objectives.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.language import hf
+from zo_objectives.language.hf import CausalLM
+from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.language.tasks import TaskSpec
 from zo_objectives.scoring import REST, ForwardScorer, Kind, Pool
-from zo_objectives.tasks import TaskSpec
-from zo_objectives.testing import IDS, Toy, bits
+from zo_objectives.search import rules
+from zo_objectives.search.estimators import Probe, Spsa
+from zo_objectives.search.geometry import Dense, Factors, Geometry, Leaf, LowRank, Masked, Scaled
+from zo_objectives.search.layers import by_layer
+from zo_objectives.search.members import batched, deviation, members, sequential, verify
+from zo_objectives.search.weights import Weights
+from zo_objectives.testing import BOUND, IDS, Run, Toy, bits, check_members
 from zo_objectives.trunk import Trunk
-from zo_objectives.weights import Weights
 
-BOUND = 1e-4  # float32: nats, or logits of a standard deviation above 1
 PROBES = (Probe(11, 0.1), Probe(11, -0.1), REST, Probe(12, 0.1), Probe(13, 0.02))
-Run = Callable[[int], Tensor]
 
 
 def weights_of(model: nn.Module, geometry: Geometry | None = None, names: Sequence[str] | None = None) -> Weights:
     names = names or [n for n, _ in model.named_parameters()]
     return Weights(model, names, geometry=geometry or LowRank(2), rule=rules.sgd(lambda t: 0.1), layers=by_layer(names))
-
-
-def check_members(weights: Weights, probes: Sequence[Probe], rows: int, run: Run, bound: float = BOUND) -> None:
-    """Law 5: `run(members)`, the model's outputs [members * rows, ...] on its rows repeated for each member, is the same
-    together as one after another; members differ; and afterwards everything is as before. Raises AssertionError."""
-    before, rest = {t.name: t.parameter.clone() for t in weights.tuned}, run(1)
-    found = deviation(weights, probes, rows, run)
-    assert found.largest <= bound, f"members together differ from those one after another: {found}"
-    assert found.effect > 10 * bound, f"the probes hardly do anything: {found}"
-    assert all(torch.equal(t.parameter, before[t.name]) for t in weights.tuned)
-    assert torch.equal(run(1), rest)
 
 
 def on(model: nn.Module, inputs: Tensor) -> Run:
@@ -124,6 +113,27 @@ def test_a_multilayer_perceptron() -> None:
 def test_an_embedding_tied_to_the_head_has_one_noise() -> None:
     model = Toy()
     check_members(weights_of(model), PROBES, 2, on(model, IDS))
+
+
+def test_noise_is_drawn_once_for_each_key() -> None:
+    drawn: list[tuple[str, list[int]]] = []
+
+    class Counted(LowRank):
+        def factors(self, keys: Sequence[int], leaf: Leaf, device: torch.device) -> Factors | None:
+            drawn.append((leaf.name, list(keys)))
+            return super().factors(keys, leaf, device)
+
+    model = Toy()
+    with members(weights_of(model, Counted(2)), PROBES, 2):
+        for _ in range(3):
+            model(IDS.repeat(5, 1))
+    assert sorted(drawn) == [("emb.weight", [11, 12, 13]), ("lin.weight", [11, 12, 13])]
+
+
+def test_probes_that_do_nothing_pass_the_trial() -> None:
+    model = randomised(nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 6)))
+    model.get_parameter("1.weight").data.zero_()
+    verify(weights_of(model, names=["0.weight"]), PROBES, 3, on(model, states(3, 6)))
 
 
 def test_groups_gains_and_members_at_rest() -> None:

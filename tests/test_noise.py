@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import CPU, FIXED, LAWS
 
-from zo_objectives import keys, noise
-from zo_objectives.noise import Law
-from zo_objectives.rounding import round_into, round_stochastically
+from zo_objectives.search import keys, noise
+from zo_objectives.search.noise import Law
+from zo_objectives.search.rounding import round_into, round_stochastically
 
 ONES = 0xFFFFFFFF
 KNOWN = [  # Random123, kat_vectors, philox4x32 with 10 rounds: counter, key, words

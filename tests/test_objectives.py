@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from zo_objectives import metrics
 from zo_objectives.errors import InputError, RunError
-from zo_objectives.objectives import BUILTIN, Needs, Objective, from_callable, resolve
-from zo_objectives.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.language import metrics
+from zo_objectives.language.objectives import BUILTIN, Needs, Objective, from_callable, resolve
+from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs
 
 
 def labelled(labels: Sequence[int], predictions: Sequence[int], classes: int) -> tuple[Choices, list[Example]]:
@@ -318,7 +318,7 @@ def test_every_builtin_is_found_and_says_what_it_is(name: str) -> None:
         ("mine.py:scre", "Did you mean 'score'?"),
         ("mine.py:LIMIT", "Objective 'LIMIT' is int 3, which cannot be called"),
         ("broken.py:score", "Cannot import 'broken.py' for objective 'broken.py:score': SyntaxError"),
-        ("zo_objectives.metrics:acuracy", "Did you mean 'accuracy'?"),
+        ("zo_objectives.language.metrics:acuracy", "Did you mean 'accuracy'?"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused(name: str, message: str, tmp_path: Path) -> None:
@@ -350,8 +350,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from zo_objectives.objectives import BUILTIN, from_callable
-from zo_objectives.outputs import Choices, Example
+from zo_objectives.language.objectives import BUILTIN, from_callable
+from zo_objectives.language.outputs import Choices, Example
 
 
 class Accuracy(evaluate.Metric):

@@ -8,17 +8,17 @@ import torch
 from small import CPU, DTYPES, STORES, Tiny, score, tuned_names
 from torch import Tensor, nn
 
-from zo_objectives import noise, rules, schedules
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import Estimator, RoundRobin, Spsa
-from zo_objectives.geometry import Dense
-from zo_objectives.layers import by_layer
-from zo_objectives.loop import climb
-from zo_objectives.members import sequential
-from zo_objectives.noise import Law
-from zo_objectives.rules import UpdateRule, make_rule
+from zo_objectives.search import noise, rules, schedules
+from zo_objectives.search.estimators import Estimator, RoundRobin, Spsa
+from zo_objectives.search.geometry import Dense
+from zo_objectives.search.layers import by_layer
+from zo_objectives.search.loop import climb
+from zo_objectives.search.members import sequential
+from zo_objectives.search.noise import Law
+from zo_objectives.search.rules import UpdateRule, make_rule
+from zo_objectives.search.weights import Weights
 from zo_objectives.testing import trajectory
-from zo_objectives.weights import Weights
 
 STEPS = 150
 

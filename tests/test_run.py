@@ -10,7 +10,7 @@ from zo_objectives import workbench as bench_module
 from zo_objectives.api import tune
 from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError, RunError
-from zo_objectives.objectives import from_callable
+from zo_objectives.language.objectives import from_callable
 from zo_objectives.replay import export, restore, verify
 from zo_objectives.results import read_history
 from zo_objectives.run import execute

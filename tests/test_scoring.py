@@ -17,18 +17,19 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
-from zo_objectives import data, hf, readout, scoring, subsets
+from zo_objectives import readout, scoring, subsets
 from zo_objectives import tail as tail_module
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import Probe
-from zo_objectives.hf import CausalLM
-from zo_objectives.objectives import BUILTIN, Needs, Objective
-from zo_objectives.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.language import data, hf
+from zo_objectives.language.hf import CausalLM
+from zo_objectives.language.objectives import BUILTIN, Needs, Objective
+from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.language.tasks import TaskSpec, find_task, read_task
 from zo_objectives.readout import decode
 from zo_objectives.scoring import REST, Evaluation, ForwardScorer, Indices, Kind, Pool, TailScorer, kind_for, scorer_for
+from zo_objectives.search.estimators import Probe
 from zo_objectives.subsets import LabelRows
 from zo_objectives.tail import Sites, Tail
-from zo_objectives.tasks import TaskSpec, find_task, read_task
 from zo_objectives.trunk import Trunk
 
 BOUND = 1e-4

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zo_objectives.sheet import Ids, Ranges, Sheet, common_prefix, make_sheet
+from zo_objectives.language.sheet import Ids, Ranges, Sheet, common_prefix, make_sheet
 
 TOKENS = st.integers(0, 9)
 

@@ -10,11 +10,11 @@ import pytest
 import tiny
 import yaml
 
-from zo_objectives import data, objectives
 from zo_objectives.errors import InputError
-from zo_objectives.prepare import ASSETS, GENERATED, openings, read_jsonl, sums
+from zo_objectives.language import data, objectives
+from zo_objectives.language.prepare import ASSETS, GENERATED, openings, read_jsonl, sums
+from zo_objectives.language.tasks import TaskSpec, apply_filters, find_task, read_task, task_files
 from zo_objectives.scoring import Pool
-from zo_objectives.tasks import TaskSpec, apply_filters, find_task, read_task, task_files
 from zo_objectives.validate import validate
 
 CHOICE: dict[str, Any] = {

@@ -8,16 +8,16 @@ from small import CPU, DTYPES, IDS, RULES, STORES, Tiny, bits, seen_by_modules, 
 from torch import nn
 from torch.func import functional_call
 
-from zo_objectives import rules
-from zo_objectives import weights as module
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import Spsa
-from zo_objectives.geometry import Dense, Leaf, Masked, Scaled, largest, root_mean_square, smallest
-from zo_objectives.noise import Law
-from zo_objectives.schedules import constant
-from zo_objectives.shaping import unit
-from zo_objectives.tuned import find_tuned, matching, trainable
-from zo_objectives.weights import Weights
+from zo_objectives.search import rules
+from zo_objectives.search import weights as module
+from zo_objectives.search.estimators import Spsa
+from zo_objectives.search.geometry import Dense, Leaf, Masked, Scaled, largest, root_mean_square, smallest
+from zo_objectives.search.noise import Law
+from zo_objectives.search.schedules import constant
+from zo_objectives.search.shaping import unit
+from zo_objectives.search.tuned import find_tuned, matching, trainable
+from zo_objectives.search.weights import Weights
 
 every_store = pytest.mark.parametrize("store", STORES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)

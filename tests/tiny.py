@@ -19,12 +19,12 @@ from transformers import (
     Qwen2Config,
 )
 
-from zo_objectives.geometry import Dense, Scaled
-from zo_objectives.hf import CausalLM
-from zo_objectives.outputs import Example
-from zo_objectives.rules import make_rule
+from zo_objectives.language.hf import CausalLM
+from zo_objectives.language.outputs import Example
+from zo_objectives.search.geometry import Dense, Scaled
+from zo_objectives.search.rules import make_rule
+from zo_objectives.search.weights import Weights
 from zo_objectives.subsets import Subset
-from zo_objectives.weights import Weights
 
 CONTEXT = 64
 DEPTH = 3

@@ -8,54 +8,54 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zo_objectives.adaptive import Adaptive as Adaptive
-    from zo_objectives.adaptive import backprop_norms as backprop_norms
-    from zo_objectives.adaptive import parameter_norms as parameter_norms
-    from zo_objectives.adaptive import zeroth_order_norms as zeroth_order_norms
     from zo_objectives.api import Tuned as Tuned
     from zo_objectives.api import tune as tune
     from zo_objectives.errors import InputError as InputError
     from zo_objectives.errors import RunError as RunError
-    from zo_objectives.estimators import Clipped as Clipped
-    from zo_objectives.estimators import Es as Es
-    from zo_objectives.estimators import OnePoint as OnePoint
-    from zo_objectives.estimators import OneSided as OneSided
-    from zo_objectives.estimators import Probe as Probe
-    from zo_objectives.estimators import RoundRobin as RoundRobin
-    from zo_objectives.estimators import Spsa as Spsa
-    from zo_objectives.estimators import growing as growing
-    from zo_objectives.geometry import Dense as Dense
-    from zo_objectives.geometry import LowRank as LowRank
-    from zo_objectives.geometry import Masked as Masked
-    from zo_objectives.geometry import Scaled as Scaled
-    from zo_objectives.geometry import largest as largest
-    from zo_objectives.geometry import smallest as smallest
-    from zo_objectives.journal import Journal as Journal
-    from zo_objectives.journal import header_for as header_for
-    from zo_objectives.layers import Modified as Modified
-    from zo_objectives.layers import by_layer as by_layer
-    from zo_objectives.loop import climb as climb
-    from zo_objectives.members import batched as batched
-    from zo_objectives.members import distributed as distributed
-    from zo_objectives.members import sequential as sequential
-    from zo_objectives.noise import Law as Law
-    from zo_objectives.rules import adam as adam
-    from zo_objectives.rules import adam_of_signs as adam_of_signs
-    from zo_objectives.rules import anchored as anchored
-    from zo_objectives.rules import momentum as momentum
-    from zo_objectives.rules import recomputed as recomputed
-    from zo_objectives.rules import sgd as sgd
-    from zo_objectives.rules import sign as sign
-    from zo_objectives.schedules import constant as constant
-    from zo_objectives.schedules import cosine as cosine
-    from zo_objectives.schedules import linear as linear
-    from zo_objectives.schedules import warmed_up as warmed_up
-    from zo_objectives.tuned import matching as matching
-    from zo_objectives.tuned import trainable as trainable
-    from zo_objectives.weights import Weights as Weights
+    from zo_objectives.search.adaptive import Adaptive as Adaptive
+    from zo_objectives.search.adaptive import backprop_norms as backprop_norms
+    from zo_objectives.search.adaptive import parameter_norms as parameter_norms
+    from zo_objectives.search.adaptive import zeroth_order_norms as zeroth_order_norms
+    from zo_objectives.search.estimators import Clipped as Clipped
+    from zo_objectives.search.estimators import Es as Es
+    from zo_objectives.search.estimators import OnePoint as OnePoint
+    from zo_objectives.search.estimators import OneSided as OneSided
+    from zo_objectives.search.estimators import Probe as Probe
+    from zo_objectives.search.estimators import RoundRobin as RoundRobin
+    from zo_objectives.search.estimators import Spsa as Spsa
+    from zo_objectives.search.estimators import growing as growing
+    from zo_objectives.search.geometry import Dense as Dense
+    from zo_objectives.search.geometry import LowRank as LowRank
+    from zo_objectives.search.geometry import Masked as Masked
+    from zo_objectives.search.geometry import Scaled as Scaled
+    from zo_objectives.search.geometry import largest as largest
+    from zo_objectives.search.geometry import smallest as smallest
+    from zo_objectives.search.journal import Journal as Journal
+    from zo_objectives.search.journal import header_for as header_for
+    from zo_objectives.search.layers import Modified as Modified
+    from zo_objectives.search.layers import by_layer as by_layer
+    from zo_objectives.search.loop import climb as climb
+    from zo_objectives.search.members import batched as batched
+    from zo_objectives.search.members import distributed as distributed
+    from zo_objectives.search.members import sequential as sequential
+    from zo_objectives.search.noise import Law as Law
+    from zo_objectives.search.rules import adam as adam
+    from zo_objectives.search.rules import adam_of_signs as adam_of_signs
+    from zo_objectives.search.rules import anchored as anchored
+    from zo_objectives.search.rules import momentum as momentum
+    from zo_objectives.search.rules import recomputed as recomputed
+    from zo_objectives.search.rules import sgd as sgd
+    from zo_objectives.search.rules import sign as sign
+    from zo_objectives.search.schedules import constant as constant
+    from zo_objectives.search.schedules import cosine as cosine
+    from zo_objectives.search.schedules import linear as linear
+    from zo_objectives.search.schedules import warmed_up as warmed_up
+    from zo_objectives.search.tuned import matching as matching
+    from zo_objectives.search.tuned import trainable as trainable
+    from zo_objectives.search.weights import Weights as Weights
 
 _WHERE = {
-    "adaptive": ("Adaptive", "backprop_norms", "parameter_norms", "zeroth_order_norms"),
+    "search.adaptive": ("Adaptive", "backprop_norms", "parameter_norms", "zeroth_order_norms"),
     "api": (
         "Tuned",
         "tune",
@@ -64,7 +64,7 @@ _WHERE = {
         "InputError",
         "RunError",
     ),
-    "estimators": (
+    "search.estimators": (
         "Clipped",
         "Es",
         "OnePoint",
@@ -74,7 +74,7 @@ _WHERE = {
         "Spsa",
         "growing",
     ),
-    "geometry": (
+    "search.geometry": (
         "Dense",
         "LowRank",
         "Masked",
@@ -82,15 +82,15 @@ _WHERE = {
         "largest",
         "smallest",
     ),
-    "journal": (
+    "search.journal": (
         "Journal",
         "header_for",
     ),
-    "layers": ("Modified", "by_layer"),
-    "loop": ("climb",),
-    "members": ("batched", "distributed", "sequential"),
-    "noise": ("Law",),
-    "rules": (
+    "search.layers": ("Modified", "by_layer"),
+    "search.loop": ("climb",),
+    "search.members": ("batched", "distributed", "sequential"),
+    "search.noise": ("Law",),
+    "search.rules": (
         "adam",
         "adam_of_signs",
         "anchored",
@@ -99,17 +99,17 @@ _WHERE = {
         "sgd",
         "sign",
     ),
-    "schedules": (
+    "search.schedules": (
         "constant",
         "cosine",
         "linear",
         "warmed_up",
     ),
-    "tuned": (
+    "search.tuned": (
         "matching",
         "trainable",
     ),
-    "weights": ("Weights",),
+    "search.weights": ("Weights",),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted(_MODULE)

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from zo_objectives.config import make_config, merge, method_settings, task_settings
-from zo_objectives.objectives import Objective, from_callable
+from zo_objectives.language.objectives import Objective, from_callable
+from zo_objectives.language.tasks import load_task
 from zo_objectives.replay import restore
 from zo_objectives.run import execute
-from zo_objectives.tasks import load_task
 from zo_objectives.workbench import Workbench
 
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from zo_objectives.building import batch_of
 from zo_objectives.errors import RunError
+from zo_objectives.language.objectives import BUILTIN
 from zo_objectives.losses import cross_entropy
-from zo_objectives.objectives import BUILTIN
 from zo_objectives.results import History, HistoryRow, ResultRow
 from zo_objectives.run import Clock, Run, spent_so_far
 from zo_objectives.scoring import ForwardScorer, Kind, Pool, kind_for
-from zo_objectives.search import batch_of
 
 Values = dict[str, Tensor]
 

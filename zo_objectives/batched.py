@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zo_objectives import hf
-from zo_objectives.estimators import Probe
-from zo_objectives.hf import Pass, continuations, member_logits, micro_batches, pad, plan, repeated
-from zo_objectives.members import members, verify
-from zo_objectives.outputs import Generations, Outputs
-from zo_objectives.overlay import Overlay
+from zo_objectives.language import hf
+from zo_objectives.language.hf import Pass, continuations, member_logits, micro_batches, pad, plan, repeated
+from zo_objectives.language.outputs import Generations, Outputs
+from zo_objectives.language.sheet import Ids, Ints, Ranges, Sheet
 from zo_objectives.scoring import ForwardScorer, Indices, Kind, Pool
-from zo_objectives.sheet import Ids, Ints, Ranges, Sheet
+from zo_objectives.search.estimators import Probe
+from zo_objectives.search.members import members, verify
+from zo_objectives.search.overlay import Overlay
+from zo_objectives.search.weights import Weights
 from zo_objectives.trunk import Trunk
-from zo_objectives.weights import Weights
 
 TRIED = (3, 2, 16)  # probes, sequences and tokens on which a model is tried before members are batched in it
 

@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from zo_objectives import journal, kernels
-from zo_objectives.anatomy import anatomy
 from zo_objectives.bench_search import opt
+from zo_objectives.building import build_search
 from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError, RunError
-from zo_objectives.estimators import Spsa
-from zo_objectives.geometry import LowRank
-from zo_objectives.members import members
-from zo_objectives.rules import sgd
-from zo_objectives.schedules import constant
+from zo_objectives.language.anatomy import anatomy
 from zo_objectives.scoring import Evaluation, ForwardScorer
-from zo_objectives.search import build_search
+from zo_objectives.search import journal, kernels
+from zo_objectives.search.estimators import Spsa
+from zo_objectives.search.geometry import LowRank
+from zo_objectives.search.members import members
+from zo_objectives.search.rules import sgd
+from zo_objectives.search.schedules import constant
+from zo_objectives.search.weights import Weights
 from zo_objectives.timing import Part, Row, Setting, in_turns, seconds
-from zo_objectives.weights import Weights
 from zo_objectives.workbench import Workbench
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 16, 24

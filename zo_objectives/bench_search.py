@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zo_objectives import kernels, noise
-from zo_objectives.estimators import Spsa
-from zo_objectives.geometry import Dense
-from zo_objectives.keys import fold_in, root_key
-from zo_objectives.loop import climb
-from zo_objectives.members import sequential
-from zo_objectives.noise import Law
 from zo_objectives.results import PeakMemory
-from zo_objectives.rules import sgd
-from zo_objectives.schedules import constant
+from zo_objectives.search import kernels, noise
+from zo_objectives.search.estimators import Spsa
+from zo_objectives.search.geometry import Dense
+from zo_objectives.search.keys import fold_in, root_key
+from zo_objectives.search.loop import climb
+from zo_objectives.search.members import sequential
+from zo_objectives.search.noise import Law
+from zo_objectives.search.rules import sgd
+from zo_objectives.search.schedules import constant
+from zo_objectives.search.weights import Weights
 from zo_objectives.timing import SHAPES, Part, Row, Setting, in_turns
-from zo_objectives.weights import Weights
 
 ELEMENTS = 1 << 25
 BATCH, LENGTH = 16, 64

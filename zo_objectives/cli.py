@@ -278,7 +278,7 @@ def tasks_ls(include_path: Include = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from zo_objectives.tasks import read_task, task_files
+    from zo_objectives.language.tasks import read_task, task_files
 
     table = Table("task", "form", "metric", "about", box=None)
     for name, path in task_files(include_path).items():
@@ -295,7 +295,7 @@ def tasks_ls(include_path: Include = None) -> None:
 @tasks_app.command("show")
 def tasks_show(name: str, include_path: Include = None) -> None:
     """A task's file."""
-    from zo_objectives.tasks import find_task
+    from zo_objectives.language.tasks import find_task
 
     path = find_task(name, include_path)
     typer.echo(f"# {path}\n{path.read_text(encoding='utf-8').rstrip()}")
@@ -311,7 +311,7 @@ def tasks_validate(
     include_path: Include = None,
 ) -> None:
     """Load every task's data, render and tokenise it, and say what is wrong."""
-    from zo_objectives.tasks import task_files
+    from zo_objectives.language.tasks import task_files
     from zo_objectives.validate import validate
 
     _quiet_libraries()
@@ -330,7 +330,7 @@ def objectives_ls() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from zo_objectives.objectives import BUILTIN
+    from zo_objectives.language.objectives import BUILTIN
 
     table = Table("objective", "what it is", box=None)
     for name, objective in BUILTIN.items():

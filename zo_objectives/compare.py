@@ -12,10 +12,10 @@ import pandas as pd
 
 from zo_objectives.config import METHODS, RunConfig, Settings, make_config, merge, method_settings, task_settings
 from zo_objectives.errors import InputError, unknown
+from zo_objectives.language.tasks import TaskSpec, load_task
 from zo_objectives.report import write_report
 from zo_objectives.results import machine, make_folder, versions, write_atomically
 from zo_objectives.run import execute
-from zo_objectives.tasks import TaskSpec, load_task
 from zo_objectives.workbench import Workbench
 
 

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zo_objectives.errors import InputError, unknown
-from zo_objectives.tasks import TaskSpec
+from zo_objectives.language.tasks import TaskSpec
 
 METHODS = {
     "zero-shot": "the model as it is",
@@ -31,7 +31,7 @@ class FineTuning(BaseModel):
 
 
 class LayerWise(BaseModel):
-    """Layer-wise sizes d (MeZO, appendix B): see zo_objectives.layers."""
+    """Layer-wise sizes d (MeZO, appendix B): see zo_objectives.search.layers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -63,7 +63,9 @@ class RunConfig(BaseModel):
     directions: int = Field(16, ge=1, description="directions a step: pairs for spsa, members for es")
     growth: Literal["constant", "linear"] = Field("constant", description="linear: from 1 direction up to all of them")
     scale: float = Field(0.5, gt=0, description="how far probes are; in units of each tensor's root mean square if relative")
-    shaping: str = Field("unit", description="raw, centred, zscore[:FLOOR], rank, sign or unit; see zo_objectives.shaping")
+    shaping: str = Field(
+        "unit", description="raw, centred, zscore[:FLOOR], rank, sign or unit; see zo_objectives.search.shaping"
+    )
     clip: float | None = Field(None, gt=0, description="the largest norm of a step's coefficients")
     blocks: Literal["all", "round-robin"] = Field("all", description="round-robin: one layer's tensors a step, in turn")
     rule: str = "sgd"

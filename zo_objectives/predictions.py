@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from zo_objectives.objectives import BUILTIN, Objective
-from zo_objectives.outputs import Choices, Example, Generations, Outputs
+from zo_objectives.language.objectives import BUILTIN, Objective
+from zo_objectives.language.outputs import Choices, Example, Generations, Outputs
 
 
 def target_text(example: Example) -> str:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zo_objectives.sheet import Ids, Ints, Sheet
+from zo_objectives.language.sheet import Ids, Ints, Sheet
 from zo_objectives.tail import Sites, Stacked, Tail, member_count
 
 CELLS = 1 << 24  # logits that are held at a time

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from zo_objectives import hf, journal
+from zo_objectives.building import build_weights
 from zo_objectives.config import make_config
 from zo_objectives.errors import InputError
+from zo_objectives.language import hf
 from zo_objectives.results import make_folder, read_history
-from zo_objectives.search import build_weights
+from zo_objectives.search import journal
+from zo_objectives.search.weights import Weights
 from zo_objectives.subsets import merged_adapters, merged_head
-from zo_objectives.weights import Weights
 
 
 @dataclass(frozen=True)

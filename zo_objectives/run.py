@@ -13,14 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from zo_objectives import journal
+from zo_objectives.building import Search, batch_of, build_search, header_of
 from zo_objectives.config import RunConfig, dump, read_config
 from zo_objectives.errors import InputError, RunError
-from zo_objectives.estimators import Evaluator, Probe, tie_rate
-from zo_objectives.journal import Journal
-from zo_objectives.loop import climb
-from zo_objectives.objectives import Objective
-from zo_objectives.outputs import Outputs
+from zo_objectives.language.objectives import Objective
+from zo_objectives.language.outputs import Outputs
 from zo_objectives.predictions import records
 from zo_objectives.results import (
     History,
@@ -34,8 +31,11 @@ from zo_objectives.results import (
     write_atomically,
 )
 from zo_objectives.scoring import Evaluation, Indices, Kind, Pool, Scorer, TailScorer, kind_for
-from zo_objectives.search import Search, batch_of, build_search, header_of
-from zo_objectives.weights import Realised
+from zo_objectives.search import journal
+from zo_objectives.search.estimators import Evaluator, Probe, tie_rate
+from zo_objectives.search.journal import Journal
+from zo_objectives.search.loop import climb
+from zo_objectives.search.weights import Realised
 from zo_objectives.workbench import Workbench
 
 

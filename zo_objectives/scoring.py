@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import Probe
-from zo_objectives.hf import (
+from zo_objectives.language.hf import (
     CausalLM,
     Pass,
     choice_sheet,
@@ -32,15 +31,16 @@ from zo_objectives.hf import (
     target_sheet,
     text_of,
 )
-from zo_objectives.objectives import Needs, Objective
-from zo_objectives.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.language.objectives import Needs, Objective
+from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.language.sheet import Ids, Sheet
+from zo_objectives.language.tasks import TaskSpec, apply_filters
 from zo_objectives.readout import closed_likelihoods, decode, open_likelihoods
-from zo_objectives.sheet import Ids, Sheet
+from zo_objectives.search.estimators import Probe
+from zo_objectives.search.weights import Weights
 from zo_objectives.subsets import Subset
 from zo_objectives.tail import SheetSites, Sites, Tail, is_plain
-from zo_objectives.tasks import TaskSpec, apply_filters
 from zo_objectives.trunk import Trunk
-from zo_objectives.weights import Weights
 
 REST = Probe(0, 0.0)  # the weights themselves
 Indices = NDArray[np.int64]

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from zo_objectives.anatomy import Anatomy, anatomy
 from zo_objectives.errors import InputError, unknown
-from zo_objectives.geometry import root_mean_square
-from zo_objectives.hf import CausalLM
+from zo_objectives.language.anatomy import Anatomy, anatomy
+from zo_objectives.language.hf import CausalLM
+from zo_objectives.search.geometry import root_mean_square
 
 FORMS = ("all", "head", "norms", "layers:A-B", "lora", "pattern:REGEX")
 ZERO_GAIN = 0.02  # the gain of a tensor of zeros: the usual standard deviation of a fresh weight

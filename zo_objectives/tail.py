@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from zo_objectives.errors import InputError
-from zo_objectives.hf import CausalLM, plan
+from zo_objectives.language.hf import CausalLM, plan
+from zo_objectives.language.sheet import Ids, Ints, Ranges, Sheet
 from zo_objectives.norms import Norm, Normed
-from zo_objectives.sheet import Ids, Ints, Ranges, Sheet
 from zo_objectives.states import States
 from zo_objectives.subsets import LabelRows
 from zo_objectives.trunk import Trunk

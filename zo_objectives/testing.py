@@ -8,8 +8,9 @@ and so should an estimator, a geometry, an update rule or a weight store of your
     check_rule(rule)                  the same steps in pieces; no step from nothing                       (laws 4 and 7)
     check_store(weights_of)           leaving a probe restores every bit, whatever happened in it          (law 3)
     check_run(weights_of, estimator, folder)    live = replayed = killed and resumed, bit for bit          (law 4)
+    check_members(weights, probes, rows, run)   together = one after another, up to the order of sums      (law 5)
 
-`Toy` is the model that the last two are run on.
+`Toy` is the model that stores and runs are tried on.
 """
 
 import itertools
@@ -21,21 +22,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zo_objectives import journal
-from zo_objectives.adaptive import Adaptive
-from zo_objectives.estimators import Estimator, Evaluator, Memory, Probe, ProjectedGradient, count_at
-from zo_objectives.geometry import Dense, Geometry, Leaf
-from zo_objectives.journal import Journal, header_for
-from zo_objectives.keys import direction_keys, fold_in
-from zo_objectives.loop import climb
-from zo_objectives.rules import UpdateRule
-from zo_objectives.weights import Weights
+from zo_objectives.search import journal
+from zo_objectives.search.adaptive import Adaptive
+from zo_objectives.search.estimators import Estimator, Evaluator, Memory, Probe, ProjectedGradient, count_at
+from zo_objectives.search.geometry import Dense, Geometry, Leaf
+from zo_objectives.search.journal import Journal, header_for
+from zo_objectives.search.keys import direction_keys, fold_in
+from zo_objectives.search.loop import climb
+from zo_objectives.search.members import deviation
+from zo_objectives.search.rules import UpdateRule
+from zo_objectives.search.weights import Weights
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 IDS = torch.tensor([[1, 2, 3], [0, 6, 2]])
 LEAVES = (Leaf("a.weight", (3, 4)), Leaf("b.weight", (3, 4)), Leaf("c.bias", (5,)))
+BOUND = 1e-4  # of law 5 in float32: nats, or logits of a standard deviation above 1
 WeightsOf = Callable[[nn.Module], Weights]
+Run = Callable[[int], Tensor]
 
 
 class Toy(nn.Module):
@@ -361,3 +365,17 @@ def check_run(
         resumed, rest = go(killed)
         assert rest == scores[kept:] and killed.read_bytes() == data
         assert resumed.fingerprint() == live.fingerprint()
+
+
+# Members
+
+
+def check_members(weights: Weights, probes: Sequence[Probe], rows: int, run: Run, bound: float = BOUND) -> None:
+    """Law 5: `run(members)`, the model's outputs [members * rows, ...] on its rows repeated for each member, is the same
+    together as one after another; members differ; and afterwards everything is as before. Raises AssertionError."""
+    before, rest = {t.name: t.parameter.clone() for t in weights.tuned}, run(1)
+    found = deviation(weights, probes, rows, run)
+    assert found.largest <= bound, f"members together differ from those one after another: {found}"
+    assert found.effect > 10 * bound, f"the probes hardly do anything: {found}"
+    assert all(torch.equal(t.parameter, before[t.name]) for t in weights.tuned)
+    assert torch.equal(run(1), rest)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zo_objectives.anatomy import Anatomy, anatomy
-from zo_objectives.hf import CausalLM, Padded, Pass, micro_batches, pad
-from zo_objectives.sheet import Ids
+from zo_objectives.language.anatomy import Anatomy, anatomy
+from zo_objectives.language.hf import CausalLM, Padded, Pass, micro_batches, pad
+from zo_objectives.language.sheet import Ids
 from zo_objectives.states import States
 
 

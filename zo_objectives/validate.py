@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from zo_objectives import data, hf, objectives
 from zo_objectives.errors import InputError, RunError
-from zo_objectives.outputs import Example
+from zo_objectives.language import data, hf, objectives
+from zo_objectives.language.outputs import Example
+from zo_objectives.language.tasks import TaskSpec, find_task, read_task
 from zo_objectives.scoring import Pool
-from zo_objectives.tasks import TaskSpec, find_task, read_task
 
 Line = tuple[str, bool]
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from zo_objectives import data, hf, objectives
 from zo_objectives.config import RunConfig
 from zo_objectives.errors import InputError
-from zo_objectives.objectives import BUILTIN, Objective
-from zo_objectives.outputs import Example
+from zo_objectives.language import data, hf, objectives
+from zo_objectives.language.objectives import BUILTIN, Objective
+from zo_objectives.language.outputs import Example
+from zo_objectives.language.tasks import TaskSpec, load_task
 from zo_objectives.scoring import Indices, Pool
 from zo_objectives.tail import Sites
-from zo_objectives.tasks import TaskSpec, load_task
 
 
 @dataclass

@@ -4,24 +4,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zo_objectives import adaptive, hf, subsets
-from zo_objectives.adaptive import Adaptive
+from zo_objectives import subsets
 from zo_objectives.batched import BatchedScorer
 from zo_objectives.config import RunConfig
 from zo_objectives.errors import InputError, unknown
-from zo_objectives.estimators import Clipped, Es, Estimator, OnePoint, OneSided, RoundRobin, Spsa, growing
-from zo_objectives.geometry import Dense, Geometry, LowRank, Masked, Scaled, largest, smallest
-from zo_objectives.journal import Header, header_for
-from zo_objectives.layers import Layers, Modified, by_layer
+from zo_objectives.language import hf
 from zo_objectives.losses import cross_entropy
-from zo_objectives.noise import Law
 from zo_objectives.results import versions
-from zo_objectives.rules import make_rule
 from zo_objectives.scoring import Evaluation, ForwardScorer, Indices, Pool, TailScorer, kind_for, scorer_for
-from zo_objectives.shaping import SLOPES, shaping
-from zo_objectives.stores import STORES
+from zo_objectives.search import adaptive
+from zo_objectives.search.adaptive import Adaptive
+from zo_objectives.search.estimators import Clipped, Es, Estimator, OnePoint, OneSided, RoundRobin, Spsa, growing
+from zo_objectives.search.geometry import Dense, Geometry, LowRank, Masked, Scaled, largest, smallest
+from zo_objectives.search.journal import Header, header_for
+from zo_objectives.search.layers import Layers, Modified, by_layer
+from zo_objectives.search.noise import Law
+from zo_objectives.search.rules import make_rule
+from zo_objectives.search.shaping import SLOPES, shaping
+from zo_objectives.search.stores import STORES
+from zo_objectives.search.weights import Weights
 from zo_objectives.subsets import Subset
-from zo_objectives.weights import Weights
 from zo_objectives.workbench import Workbench
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from zo_objectives.errors import InputError
 
 Row = dict[str, Any]
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def sums(split: str, seed: int = 0) -> list[Row]:

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zo_objectives.adaptive import Adaptive
 from zo_objectives.errors import RunError
-from zo_objectives.estimators import Estimator, Evaluator, Memory, ProjectedGradient
-from zo_objectives.journal import NOTHING, Journal, Record, replay
-from zo_objectives.keys import fold_in, root_key
-from zo_objectives.weights import Realised, Weights
+from zo_objectives.search.adaptive import Adaptive
+from zo_objectives.search.estimators import Estimator, Evaluator, Memory, ProjectedGradient
+from zo_objectives.search.journal import NOTHING, Journal, Record, replay
+from zo_objectives.search.keys import fold_in, root_key
+from zo_objectives.search.weights import Realised, Weights
 
 
 class Step(NamedTuple):

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from zo_objectives.estimators import Probe
-from zo_objectives.geometry import Geometry, tensor_id
-from zo_objectives.rounding import round_into
-from zo_objectives.tuned import Tuned
+from zo_objectives.search.estimators import Probe
+from zo_objectives.search.geometry import Geometry, tensor_id
+from zo_objectives.search.rounding import round_into
+from zo_objectives.search.tuned import Tuned
 
 Function = Callable[..., Any]
 NAMES = ("dtype", "device", "shape", "ndim", "layout", "requires_grad", "is_cuda", "is_cpu", "is_meta", "grad", "grad_fn")

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from zo_objectives.errors import InputError, RunError, unknown
-from zo_objectives.metrics import CLASS_METRICS, TEXT_METRICS
-from zo_objectives.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.language.metrics import CLASS_METRICS, TEXT_METRICS
+from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs
 
 Score = Callable[[Outputs, Sequence[Example]], float]
 REAL = (int, float, np.integer, np.floating)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import Evaluator, Probe
-from zo_objectives.keys import fold_in
-from zo_objectives.layers import Layers
-from zo_objectives.weights import Weights
+from zo_objectives.search.estimators import Evaluator, Probe
+from zo_objectives.search.keys import fold_in
+from zo_objectives.search.layers import Layers
+from zo_objectives.search.weights import Weights
 
 Sizes = NDArray[np.float64]
 Source = Callable[[Weights, Evaluator, int, int], Sizes]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from zo_objectives.errors import InputError
-from zo_objectives.outputs import Example
-from zo_objectives.sheet import Ids, Sheet, common_prefix, make_sheet
+from zo_objectives.language.outputs import Example
+from zo_objectives.language.sheet import Ids, Sheet, common_prefix, make_sheet
 
 EMBEDDED = "reviews-1m"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,7 +49,7 @@ class CausalLM:
 
 def model_path(name: str) -> str:
     """Where a model is: the embedded one by its name, a folder, or a name on the hub."""
-    embedded = Path(__file__).parent / "assets" / EMBEDDED
+    embedded = Path(__file__).parents[1] / "assets" / EMBEDDED
     return str(embedded) if name == EMBEDDED and not Path(name).is_dir() else name
 
 

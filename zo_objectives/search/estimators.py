@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zo_objectives.errors import InputError
-from zo_objectives.keys import direction_keys
-from zo_objectives.shaping import Contrast, Floats, Shaping, centred, raw
+from zo_objectives.search.keys import direction_keys
+from zo_objectives.search.shaping import Contrast, Floats, Shaping, centred, raw
 
 Pieces = tuple[tuple[int, int], ...]
 Memory = tuple[float, ...]

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zo_objectives import kernels
-from zo_objectives.keys import MULTIPLIERS, ROUNDS, WEYL, WORD, philox, words
+from zo_objectives.search import kernels
+from zo_objectives.search.keys import MULTIPLIERS, ROUNDS, WEYL, WORD, philox, words
 
 SPEC = "zo-noise-v1"
 CHUNK = 1 << 18  # elements an eager pass handles at a time: about what stays in a core's cache

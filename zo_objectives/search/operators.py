@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zo_objectives.overlay import Function, Matrix, Overlay
+from zo_objectives.search.overlay import Function, Matrix, Overlay
 
 
 def _affine(over: Overlay, x: Tensor, weight: Tensor, own: Matrix | None, bias: Tensor | None) -> Tensor:

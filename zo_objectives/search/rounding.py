@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zo_objectives import kernels, noise
+from zo_objectives.search import kernels, noise
 
 
 def round_stochastically(values: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from zo_objectives.geometry import Geometry, Scaled, expectation_modified, variance_modified
+from zo_objectives.search.geometry import Geometry, Scaled, expectation_modified, variance_modified
 
 NUMBERED = re.compile(r"^(.*?\.)?(\d+)\.")
 EMBEDDING = re.compile(r"emb|wte|wpe", re.IGNORECASE)

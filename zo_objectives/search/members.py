@@ -14,11 +14,11 @@ from torch import Tensor
 from torch import distributed as dist
 
 from zo_objectives.errors import InputError, RunError
-from zo_objectives.estimators import Evaluator, Probe
-from zo_objectives.operators import HANDLERS
-from zo_objectives.overlay import CURE, Overlay, own_of
-from zo_objectives.stores import ASKS
-from zo_objectives.weights import Weights
+from zo_objectives.search.estimators import Evaluator, Probe
+from zo_objectives.search.operators import HANDLERS
+from zo_objectives.search.overlay import CURE, Overlay, own_of
+from zo_objectives.search.stores import ASKS
+from zo_objectives.search.weights import Weights
 
 WORDS = 8  # 32 bits each: a fingerprint as numbers that float64 holds exactly
 

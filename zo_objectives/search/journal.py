@@ -27,12 +27,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from zo_objectives.adaptive import Adaptive
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import Estimator, Memory, Pieces, ProjectedGradient, count_at
-from zo_objectives.keys import direction_keys, fold_in, root_key
-from zo_objectives.noise import SPEC
-from zo_objectives.weights import Weights
+from zo_objectives.search.adaptive import Adaptive
+from zo_objectives.search.estimators import Estimator, Memory, Pieces, ProjectedGradient, count_at
+from zo_objectives.search.keys import direction_keys, fold_in, root_key
+from zo_objectives.search.noise import SPEC
+from zo_objectives.search.weights import Weights
 
 MAGIC = b"ZOJ1"
 BLOCK = 64  # steps

@@ -27,9 +27,9 @@ from torch.nn.functional import embedding
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from zo_objectives.errors import InputError
-from zo_objectives.estimators import Probe
-from zo_objectives.tuned import Tuned
-from zo_objectives.weights import Weights
+from zo_objectives.search.estimators import Probe
+from zo_objectives.search.tuned import Tuned
+from zo_objectives.search.weights import Weights
 
 CURE = "Use members=sequential, or tune something else."
 Function = Callable[..., Any]

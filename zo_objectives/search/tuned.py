@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zo_objectives.errors import InputError, unknown
-from zo_objectives.geometry import Leaf
+from zo_objectives.search.geometry import Leaf
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

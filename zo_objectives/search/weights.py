@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from zo_objectives.errors import InputError, unknown
-from zo_objectives.estimators import Probe, ProjectedGradient
-from zo_objectives.geometry import Geometry, pieces
-from zo_objectives.layers import Layers
-from zo_objectives.rules import UpdateRule
-from zo_objectives.stores import STORES
-from zo_objectives.tuned import Tuned, find_tuned
+from zo_objectives.search.estimators import Probe, ProjectedGradient
+from zo_objectives.search.geometry import Geometry, pieces
+from zo_objectives.search.layers import Layers
+from zo_objectives.search.rules import UpdateRule
+from zo_objectives.search.stores import STORES
+from zo_objectives.search.tuned import Tuned, find_tuned
 
 PIECE = 1 << 20  # elements updated at a time, which bounds the scratch memory of a step
 

@@ -19,10 +19,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from zo_objectives import noise
 from zo_objectives.errors import InputError
-from zo_objectives.keys import name_key
-from zo_objectives.noise import Law
+from zo_objectives.search import noise
+from zo_objectives.search.keys import name_key
+from zo_objectives.search.noise import Law
 
 tensor_id = cache(name_key)
 

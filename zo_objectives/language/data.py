@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from zo_objectives import prompts
 from zo_objectives.errors import InputError, unknown
-from zo_objectives.outputs import Example
-from zo_objectives.prepare import ASSETS, GENERATED, PREPARE, Row, read_jsonl
-from zo_objectives.tasks import TaskSpec
+from zo_objectives.language import prompts
+from zo_objectives.language.outputs import Example
+from zo_objectives.language.prepare import ASSETS, GENERATED, PREPARE, Row, read_jsonl
+from zo_objectives.language.tasks import TaskSpec
 
 SPLITS = ("train", "validation", "test")
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from zo_objectives.errors import InputError, unknown
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 class _Strict(BaseModel):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from zo_objectives.errors import InputError, unknown
-from zo_objectives.schedules import Schedule, make_schedule
+from zo_objectives.search.schedules import Schedule, make_schedule
 
 State = tuple[Tensor, ...]
 Past = Iterable[tuple[int, Tensor]]

@@ -1,0 +1,1 @@
+"""The search side: numbers and tensors. It tunes any `nn.Module` and knows nothing of language."""
