@@ -87,7 +87,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     frame = pd.read_csv(path)
     assert len(frame) == len(rows) and set(frame["part"]) == {"members", "journal"}
     about = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert about["command"] == "zo-objectives bench" and about["setting"]["shape"] == "tiny"
+    assert about["command"] == "zo-objectives bench" and "OPT-tiny" in about["what"]
     picture = (tmp_path / "out" / "members.svg").read_text()
     assert picture.startswith("<svg xmlns=") and picture.count("<polyline") == 3
     write([row for row in rows if row.part == "journal"], SMALL, tmp_path / "less", "")

@@ -32,7 +32,7 @@ SEARCH = {
     "weights": "errors estimators geometry layers rules stores tuned",
     "adaptive": "errors estimators keys layers weights",
     "journal": "adaptive errors estimators keys noise weights",
-    "loop": "adaptive errors estimators journal keys weights",
+    "loop": "adaptive estimators journal keys weights",
     "overlay": "errors estimators tuned weights",
     "operators": "overlay",
     "members": "errors estimators operators overlay stores weights",

@@ -10,7 +10,7 @@ import torch
 from small import CPU, Tiny, score, tuned_names
 from torch import Tensor, nn
 
-from zo_objectives.errors import InputError
+from zo_objectives.errors import InputError, RunError
 from zo_objectives.search.adaptive import Adaptive, backprop_norms, normalised, parameter_norms, zeroth_order_norms
 from zo_objectives.search.estimators import Probe, RoundRobin, Spsa
 from zo_objectives.search.geometry import Dense, Leaf, Scaled
@@ -264,3 +264,16 @@ def test_what_needs_layers_says_so() -> None:
         Weights(model, NAMES, geometry=Dense(), rule=sgd(constant(1.0)), layers=Layers({"other": 0}, ("a",)))
     with weights.at(Probe(1, 0.5)):  # the failed probe of a group left nothing open
         pass
+
+
+def test_a_score_that_is_not_finite_ends_the_measurement_too() -> None:
+    model = Quadratic()
+    weights = weights_of(model)
+    for scores, message in ((math.nan, "step 0 is not finite"), (None, "gave 0 scores for 12 probes")):
+
+        def evaluate(probes: Sequence[Probe], t: int, scores: float | None = scores) -> list[float]:
+            return [] if scores is None else [scores] * len(probes)
+
+        with pytest.raises(RunError, match=message):
+            zeroth_order_norms(0.25, 2)(weights, evaluate, 0, 1)
+    assert weights.sizes.tolist() == [1.0] * 3

@@ -29,19 +29,29 @@ def measure(setting: Setting, names: Sequence[str], say: Callable[[Row], None]) 
     return rows
 
 
-def show(rows: Sequence[Row]) -> None:
-    """The rows as a table on the terminal."""
+def title(setting: Setting) -> str:
+    """What was measured, in words."""
+    s, b, m = setting, bench_search, bench_language
+    return (
+        f"{s.device}, {s.dtype}, medians of {s.repeat}. step, memory: OPT-{s.shape}, {b.BATCH} x {b.LENGTH} tokens;"
+        f" members: OPT-{s.shape}, {m.PROMPTS} prompts x {m.NEW_TOKENS} tokens each;"
+        f" trunk: {Path(s.model).name} on {'sst2' if s.data_dir else 'reviews'}; noise: {b.ELEMENTS:,} elements"
+    )
+
+
+def show(rows: Sequence[Row], told: str) -> None:
+    """The rows as a table on the terminal, under `told`."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("part", "what", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("value", "unit", "ratio", "to", "goal", "met"):
+    table = Table("part", "what", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=told, title_justify="left")
+    for column in ("value", "ratio", "to", "goal"):
         table.add_column(column, justify="right" if column in ("value", "ratio") else "left")
     for row in rows:
-        met = {None: "", True: "yes", False: "[red]no"}[row.met]
+        goal = {None: "", True: f"{row.goal} met", False: f"[red]{row.goal} NOT met"}[row.met]
         ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
-        table.add_row(row.part, row.what, f"{row.value:.4g}", row.unit, ratio, row.against, row.goal, met)
+        table.add_row(row.part, row.what, f"{row.value:.4g} {row.unit}", ratio, row.against, goal)
     Console().print(table)
 
 
@@ -54,7 +64,13 @@ def write(rows: Sequence[Row], setting: Setting, output: Path, command: str) -> 
     for column, digits in (("value", 4), ("ratio", 3)):
         frame[column] = [None if v is None else float(f"{v:.{digits}g}") for v in frame[column]]
     write_atomically(output / "bench.csv", frame.to_csv(index=False))
-    about = {"command": command, "setting": asdict(setting), "machine": machine(), "versions": versions()}
+    about = {
+        "command": command,
+        "what": title(setting),
+        "setting": asdict(setting),
+        "machine": machine(),
+        "versions": versions(),
+    }
     write_atomically(output / "bench.json", json.dumps(about, indent=1) + "\n")
     if chart := _scaling(rows):
         write_atomically(output / "members.svg", chart)
@@ -70,7 +86,7 @@ def _scaling(rows: Sequence[Row]) -> str:
         ("apart", "c", "one after another"),
     ):
         points = [
-            (float(row.what.split()[1]), row.value / (row.ratio if against and row.ratio else 1.0))
+            (float(row.what.split()[0]), row.value / (row.ratio if against and row.ratio else 1.0))
             for row in rows
             if row.part == "members" and row.against == (against or "plain generation")
         ]

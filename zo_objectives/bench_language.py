@@ -33,10 +33,15 @@ PATIENCE = 300.0  # seconds for a run's first step
 
 
 def members_part(setting: Setting) -> Iterator[Row]:
-    """Populations that generate in one batch, against plain generation of as many rows and against one after another."""
+    """Populations that generate in one batch, against plain generation of as many rows and against one after another.
+
+    One after another is measured in the store that is fastest at it: `master` makes a member's weights once, not for every
+    token.
+    """
     model: Any = opt(setting)
     names = [n for n, _ in model.named_parameters()]
     weights = Weights(model, names, geometry=LowRank(1), rule=sgd(constant(1e-6)))
+    fastest = Weights(model, names, geometry=LowRank(1), rule=sgd(constant(1e-6)), store="master")
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(4, 50000, (PROMPTS, PROMPT_TOKENS), generator=generator).to(setting.device)
     kernels.on_cpu.warm()
@@ -54,20 +59,19 @@ def members_part(setting: Setting) -> Iterator[Row]:
 
     def one_after_another(count: int) -> None:
         for probe in Spsa(1e-3, count // 2).probes(1):
-            with weights.at(probe):
+            with fastest.at(probe):
                 generate(1)
 
     for count in POPULATIONS:
-        what = f"{count} members x {PROMPTS} prompts x {NEW_TOKENS} tokens, OPT-{setting.shape} {setting.dtype}"
+        what = f"{count} members together"
         tokens = count * PROMPTS * NEW_TOKENS
         times = in_turns({"plain": lambda: generate(count), "together": lambda: together(count)}, setting)  # noqa: B023
         ratio, judged = times.ratio("plain", "together"), count == JUDGED
         speed = tokens / times.median("together")
-        yield Row("members", f"together: {what}", speed, "tokens/s", "plain generation", ratio, ">= 0.9" if judged else "")
-        apart = seconds(lambda: one_after_another(count), setting.device)  # noqa: B023
-        ratio = apart / times.median("together")
-        against, goal = "one after another", ">= 2" if judged else ""
-        yield Row("members", f"together: {what}", speed, "tokens/s", against, ratio, goal)
+        yield Row("members", what, speed, "tokens/s", "plain generation", ratio, ">= 0.9" if judged else "")
+        if count <= JUDGED:
+            ratio = seconds(lambda: one_after_another(count), setting.device) / times.median("together")  # noqa: B023
+            yield Row("members", what, speed, "tokens/s", "one after another", ratio, ">= 2" if judged else "")
 
 
 def _config(setting: Setting, tune: str) -> RunConfig:
@@ -95,7 +99,7 @@ def trunk_part(setting: Setting) -> Iterator[Row]:
         )
         speed = len(probes) / times.median("stored")
         ratio = times.ratio("whole", "stored") * len(probes) / len(few)
-        what = f"{bench.lm.name.rpartition('/')[2]}, {config.task}, batch {len(batch)}, tune={tune}"
+        what = f"tune={tune}"
         yield Row("trunk", what, speed, "probes/s", "whole forwards", ratio)
         if tune == "head" and len(batch) == 512:
             yield Row("trunk", what, speed, "probes/s", goal=">= 5000")
@@ -118,7 +122,7 @@ def start_part(setting: Setting) -> Iterator[Row]:
             time.sleep(0.02)
         taken = time.perf_counter() - began
         run.communicate()
-    yield Row("start", "from `zo-objectives run sums --tune norms` to its first step", taken, "s", goal="<= 20")
+    yield Row("start", "from command to first step", taken, "s", goal="<= 20")
 
 
 def _stepped(path: Path) -> bool:

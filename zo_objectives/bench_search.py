@@ -80,8 +80,8 @@ def noise_part(setting: Setting) -> Iterator[Row]:
         {
             "add_": lambda: out.add_(base),
             "copy_": lambda: out.copy_(base),
-            "in place": dense(Law.RADEMACHER, out, out),
-            "out of place": dense(Law.RADEMACHER, out, base),
+            "signs in place": dense(Law.RADEMACHER, out, out),
+            "signs out of place": dense(Law.RADEMACHER, out, base),
             "Gaussian": dense(Law.GAUSSIAN, out, base),
             "reference": lambda: reference_pass([parameter], 5, 1e-3),
         },
@@ -90,17 +90,17 @@ def noise_part(setting: Setting) -> Iterator[Row]:
 
     def row(name: str, against: str, goal: str = "") -> Row:
         speed = ELEMENTS / times.median(name) / 1e6
-        return Row("noise", f"pass: {name}", speed, "M elements/s", against, times.ratio(against, name), goal)
+        return Row("noise", f"our pass, {name}", speed, "M elements/s", against, times.ratio(against, name), goal)
 
     yield Row("noise", "tensor.add_", ELEMENTS / times.median("add_") / 1e6, "M elements/s")
     yield Row("noise", "tensor.copy_", ELEMENTS / times.median("copy_") / 1e6, "M elements/s")
     yield Row("noise", "reference MeZO's pass", ELEMENTS / times.median("reference") / 1e6, "M elements/s")
     on_gpu = setting.device.startswith("cuda")
-    yield row("in place", "add_", "" if on_gpu else ">= 0.7")
-    yield row("in place", "reference", "" if on_gpu else ">= 30")
-    yield row("out of place", "add_")
-    yield row("out of place", "copy_", ">= 0.8" if on_gpu else "")
-    yield row("out of place", "reference")
+    yield row("signs in place", "add_", "" if on_gpu else ">= 0.7")
+    yield row("signs in place", "reference", "" if on_gpu else ">= 30")
+    yield row("signs out of place", "add_")
+    yield row("signs out of place", "copy_", ">= 0.8" if on_gpu else "")
+    yield row("signs out of place", "reference")
     yield row("Gaussian", "reference")
 
 
@@ -146,13 +146,12 @@ def step_part(setting: Setting) -> Iterator[Row]:
     times = in_turns(
         {"two forwards": bed.two_forwards, "our step": bed.step, "reference step": bed.reference}, setting, warm=2
     )
-    where = f"OPT-{setting.shape} {setting.dtype}, {BATCH} x {LENGTH} tokens"
     goal = "<= 1.05" if setting.device.startswith("cuda") else "<= 1.08"
-    yield Row("step", f"two forwards, {where}", times.median("two forwards"), "s")
+    yield Row("step", "two forwards", times.median("two forwards"), "s")
     ratio = times.ratio("our step", "two forwards")
-    yield Row("step", f"our step, {where}", times.median("our step"), "s", "two forwards", ratio, goal)
+    yield Row("step", "our step", times.median("our step"), "s", "two forwards", ratio, goal)
     ratio = times.ratio("reference step", "two forwards")
-    yield Row("step", f"reference step, {where}", times.median("reference step"), "s", "two forwards", ratio)
+    yield Row("step", "reference step", times.median("reference step"), "s", "two forwards", ratio)
 
 
 def peak(setting: Setting, action: str) -> float:
@@ -208,7 +207,7 @@ def journal_part(setting: Setting) -> Iterator[Row]:
         fingerprints[small.device] = weights.fingerprint()
     same = len(set(fingerprints.values())) == 1
     told = ", ".join(f"{device} {print_[:12]}" for device, print_ in fingerprints.items())
-    yield Row("journal", f"20 steps replayed: {told}", float(same), "same bits", goal=">= 1")
+    yield Row("journal", f"20 steps: {told}", float(same), "same bits", goal=">= 1")
 
 
 PARTS: dict[str, Part] = {"noise": noise_part, "step": step_part, "memory": memory_part, "journal": journal_part}

@@ -261,14 +261,14 @@ def bench(
     data_dir: DataDir = None,
 ) -> None:
     """Measure what a step costs on this machine, against plain forwards and against reference MeZO."""
-    from zo_objectives.bench import measure, show, write
+    from zo_objectives.bench import measure, show, title, write
     from zo_objectives.timing import Setting, check
 
     _quiet_libraries()
     setting = check(Setting(device, dtype, shape, repeat, model, str(data_dir) if data_dir else None))
     with _interruptible():
         rows = measure(setting, part or [], lambda row: typer.echo(f"{row.part:<8} {row.told}"))
-    show(rows)
+    show(rows, title(setting))
     typer.echo(f"\nTable: {write(rows, setting, output, _command())}")
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zo_objectives.errors import InputError
-from zo_objectives.search.estimators import Evaluator, Probe
+from zo_objectives.search.estimators import Evaluator, Probe, scores_of
 from zo_objectives.search.keys import fold_in
 from zo_objectives.search.layers import Layers
 from zo_objectives.search.weights import Weights
@@ -93,7 +93,7 @@ def zeroth_order_norms(scale: float, directions: int = 8) -> Source:
         old = weights.sizes
         weights.resize([1.0] * count)
         try:
-            scores = np.asarray(evaluate(probes, t), dtype=np.float64).reshape(count, directions, 2)
+            scores = np.array(scores_of(evaluate, probes, t)).reshape(count, directions, 2)
         finally:
             weights.resize(old.tolist())
         slopes = (scores[..., 0] - scores[..., 1]) / (2 * scale)

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from zo_objectives.errors import InputError
+from zo_objectives.errors import InputError, RunError
 from zo_objectives.search.keys import direction_keys
 from zo_objectives.search.shaping import Contrast, Floats, Shaping, centred, raw
 
@@ -275,6 +275,24 @@ class RoundRobin:
 
     def remember(self, scores: Sequence[float]) -> Memory:
         return self.inner.remember(scores)
+
+
+def scores_of(evaluate: Evaluator, probes: Sequence[Probe], t: int) -> tuple[float, ...]:
+    """What `evaluate` says of the probes of step `t`. Raises RunError for another number of scores or one not finite."""
+    scores = tuple(evaluate(probes, t))
+    if len(scores) != len(probes):
+        raise RunError(f"The evaluator gave {len(scores)} scores for {len(probes)} probes in step {t}.")
+    check_finite(scores, scores, t)
+    return scores
+
+
+def check_finite(numbers: Sequence[float], scores: tuple[float, ...], t: int) -> None:
+    """`numbers` are the scores, or the coefficients made of them: huge finite scores overflow too. Raises RunError."""
+    if not all(math.isfinite(n) for n in numbers):
+        raise RunError(
+            f"A score in step {t} is not finite or is too large: {scores}."
+            " The step was not taken; weights and journal are intact."
+        )
 
 
 def tie_rate(gradient: ProjectedGradient) -> float:

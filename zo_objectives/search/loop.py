@@ -1,14 +1,12 @@
 """The whole training loop, as an iterator."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from zo_objectives.errors import RunError
 from zo_objectives.search.adaptive import Adaptive
-from zo_objectives.search.estimators import Estimator, Evaluator, Memory, ProjectedGradient
+from zo_objectives.search.estimators import Estimator, Evaluator, Memory, ProjectedGradient, check_finite, scores_of
 from zo_objectives.search.journal import NOTHING, Journal, Record, replay
 from zo_objectives.search.keys import fold_in, root_key
 from zo_objectives.search.weights import Realised, Weights
@@ -49,28 +47,12 @@ def climb(
         if len(sizes):
             weights.resize(sizes.tolist())
         probes = estimator.probes(key, t)
-        scores = tuple(evaluate(probes, t))
-        _check(scores, len(probes), t)
+        scores = scores_of(evaluate, probes, t)
         with np.errstate(over="ignore", invalid="ignore"):
             gradient = estimator.gradient(key, scores, t, memory)
-        _check_finite(gradient.coefficients.tolist(), scores, t)
+        check_finite(gradient.coefficients.tolist(), scores, t)
         memory = estimator.remember(scores)
         if journal is not None:
             journal.append(Record(gradient.coefficients, np.array(memory, dtype=np.float32), sizes))
         realised = weights.ascend(t, gradient, watch=watch > 0 and (t + 1) % watch == 0)
         yield Step(t, scores, gradient, realised)
-
-
-def _check(scores: tuple[float, ...], expected: int, t: int) -> None:
-    if len(scores) != expected:
-        raise RunError(f"The evaluator gave {len(scores)} scores for {expected} probes in step {t}.")
-    _check_finite(scores, scores, t)
-
-
-def _check_finite(numbers: Sequence[float], scores: tuple[float, ...], t: int) -> None:
-    """`numbers` are the scores, or the coefficients made of them: huge finite scores overflow too."""
-    if not all(math.isfinite(n) for n in numbers):
-        raise RunError(
-            f"A score in step {t} is not finite or is too large: {scores}."
-            " The step was not taken; weights and journal are intact."
-        )

@@ -19,7 +19,8 @@ from zo_objectives.search.rules import UpdateRule
 from zo_objectives.search.stores import STORES
 from zo_objectives.search.tuned import Tuned, find_tuned
 
-PIECE = 1 << 20  # elements updated at a time, which bounds the scratch memory of a step
+PIECE = 1 << 20  # elements updated at a time on a CPU, which bounds the scratch memory of a step
+ELSEWHERE = 32  # times as many on other devices, where a call costs more than what it does to a small piece
 
 
 class Realised(NamedTuple):
@@ -158,7 +159,8 @@ class Weights:
             if self.rule.observe is not None:
                 self.rule.observe(_only(gradient), self._state[tuned.name])
             if sums is not None or not self._ascend_at_once(t, gradient, tuned):
-                for start, stop in pieces(tuned.parameter.numel(), PIECE):
+                size = PIECE if tuned.parameter.device.type == "cpu" else ELSEWHERE * PIECE
+                for start, stop in pieces(tuned.parameter.numel(), size):
                     self._ascend_piece(t, age, gradient, tuned, slice(start, stop), sums)
             self._ages[tuned.name] = age + 1
         self._past.append(gradient)
