@@ -91,12 +91,13 @@ class InferenceStore(_LiveStore):
     exact = True
 
     def __init__(self, tuned: Sequence[Tuned]) -> None:
-        self.flats = {t.name: t.flat for t in tuned}  # views that no function takes for the parameters themselves
         self.leaving = ExitStack()
 
     def open(self, tuned: Sequence[Tuned], probe: Probe, geometry: Geometry) -> None:
+        flats = {t.name: t.flat for t in tuned}  # views that no function takes for the parameters themselves
+
         def moved(entry: Tuned) -> Tensor:
-            flat = self.flats[entry.name]
+            flat = flats[entry.name]
             scratch = torch.empty_like(flat)
             coefficient = probe.scale * geometry.probe_gain(entry.name)
             geometry.axpy(scratch, flat, probe.key, entry.leaf, coefficient)
