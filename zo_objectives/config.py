@@ -3,10 +3,10 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from zo_objectives.errors import InputError, unknown
 from zo_objectives.language.tasks import TaskSpec
@@ -17,6 +17,21 @@ METHODS = {
     "ft": "backprop fine-tuning of all parameters with AdamW, best of a small grid of learning rates chosen on validation",
     "zo": "forward passes only, on the metric itself",
 }
+
+
+NOISE = r"rademacher|gaussian|low-rank(:[1-9]\d*)?"
+MASK = r"(smallest|largest):(0?\.\d+|1|1\.0)"
+
+
+def _like(pattern: str, wanted: str) -> AfterValidator:
+    """Refuses texts of another form, saying what is wanted."""
+
+    def check(text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(pattern, text):
+            raise ValueError(f"Give {wanted}")
+        return text
+
+    return AfterValidator(check)
 
 
 class FineTuning(BaseModel):
@@ -78,8 +93,8 @@ class RunConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     pull: float = Field(0.0, ge=0, description="decay toward the initial weights, as weight_decay is toward 0")
     relative: bool = Field(True, description="scales and steps relative to each tensor's root mean square, or absolute")
-    noise: str = Field("rademacher", pattern=r"^(rademacher|gaussian|low-rank(:[1-9]\d*)?)$")
-    mask: str | None = Field(None, pattern=r"^(smallest|largest):(0?\.\d+|1|1\.0)$", description="a share of each tensor")
+    noise: Annotated[str, _like(NOISE, "rademacher, gaussian, low-rank or low-rank:RANK, as in low-rank:4")] = "rademacher"
+    mask: Annotated[str | None, _like(MASK, "smallest:SHARE or largest:SHARE of each tensor, as in smallest:0.5")] = None
     layerwise: LayerWise = LayerWise()
     store: str = "inference"
     members: Literal["sequential", "batched"] = Field("sequential", description="batched: for low-rank noise")
@@ -165,7 +180,7 @@ def make_config(settings: Mapping[str, Any]) -> RunConfig:
             nested: dict[str, type[BaseModel]] = {"ft": FineTuning, "layerwise": LayerWise}
             known = nested.get(str(first["loc"][0]), RunConfig).model_fields
             raise unknown("setting", str(first["loc"][-1]), known) from error
-        raise InputError(f"Setting {field}={first['input']!r}: {first['msg']}.") from error
+        raise InputError(f"Setting {field}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}.") from error
     if config.method not in METHODS:
         raise unknown("method", config.method, METHODS)
     return config
