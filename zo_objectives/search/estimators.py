@@ -217,14 +217,10 @@ def _estimate(key: int, shaping: Shaping, contrasts: Floats, scale: float, kind:
 
 
 @dataclass(frozen=True)
-class Clipped:
-    """Another estimator whose coefficients are shrunk to a Euclidean norm of at most `limit`.
-
-    z_k are nearly orthogonal and of norm sqrt(d), so this bounds the norm of the estimate to about limit * sqrt(d).
-    """
+class _Around:
+    """Another estimator, and all that it says."""
 
     inner: Estimator
-    limit: float
 
     @property
     def counts(self) -> Pieces:
@@ -242,39 +238,44 @@ class Clipped:
         return self.inner.probes(key, t)
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
-        found = self.inner.gradient(key, scores, t, memory)
-        norm = math.sqrt(math.fsum(c * c for c in found.coefficients.tolist()))
-        if not norm > self.limit:  # a norm that is not a number is reported by the loop
-            return found
-        return found._replace(coefficients=(found.coefficients.astype(np.float64) * (self.limit / norm)).astype(np.float32))
+        return self.inner.gradient(key, scores, t, memory)
 
     def remember(self, scores: Sequence[float]) -> Memory:
         return self.inner.remember(scores)
 
 
 @dataclass(frozen=True)
-class RoundRobin:
-    """Another estimator on one group of tensors a step, each of `blocks` groups in turn: block-coordinate ascent."""
+class Clipped(_Around):
+    """Another estimator whose coefficients are shrunk to a Euclidean norm of at most `limit`.
 
-    inner: Estimator
-    blocks: int
+    z_k are nearly orthogonal and of norm sqrt(d), so this bounds the norm of the estimate to about limit * sqrt(d).
+    """
 
-    @property
-    def counts(self) -> Pieces:
-        return self.inner.counts
-
-    @property
-    def remembers(self) -> int:
-        return self.inner.remembers
-
-    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
-        return tuple(p._replace(group=t % self.blocks) for p in self.inner.probes(key, t))
+    limit: float
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
-        return self.inner.gradient(key, scores, t, memory)._replace(group=t % self.blocks)
+        found = self.inner.gradient(key, scores, t, memory)
+        norm = math.sqrt(math.fsum(c * c for c in found.coefficients.tolist()))
+        if not norm > self.limit:  # a norm that is not a number is reported by the loop
+            return found
+        return found._replace(coefficients=(found.coefficients.astype(np.float64) * (self.limit / norm)).astype(np.float32))
 
-    def remember(self, scores: Sequence[float]) -> Memory:
-        return self.inner.remember(scores)
+
+@dataclass(frozen=True)
+class RoundRobin(_Around):
+    """Another estimator on one group of tensors a step, each of `groups` in turn: block-coordinate ascent."""
+
+    groups: int
+
+    @property
+    def blocks(self) -> int:
+        return self.groups
+
+    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+        return tuple(p._replace(group=t % self.groups) for p in self.inner.probes(key, t))
+
+    def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
+        return self.inner.gradient(key, scores, t, memory)._replace(group=t % self.groups)
 
 
 def scores_of(evaluate: Evaluator, probes: Sequence[Probe], t: int) -> tuple[float, ...]:

@@ -155,18 +155,39 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Masked:
+class _Around:
+    """Another geometry, and all that it says."""
+
+    inner: Geometry
+
+    @property
+    def signs(self) -> bool:
+        return self.inner.signs
+
+    def directions(self, keys: Sequence[int], leaf: Leaf, span: range, device: torch.device) -> Tensor:
+        return self.inner.directions(keys, leaf, span, device)
+
+    def axpy(self, out: Tensor, base: Tensor, key: int, leaf: Leaf, coefficient: float, start: int = 0) -> None:
+        self.inner.axpy(out, base, key, leaf, coefficient, start)
+
+    def factors(self, keys: Sequence[int], leaf: Leaf, device: torch.device) -> Factors | None:
+        return self.inner.factors(keys, leaf, device)
+
+    def probe_gain(self, name: str) -> float:
+        return self.inner.probe_gain(name)
+
+    def step_gain(self, name: str) -> float:
+        return self.inner.step_gain(name)
+
+
+@dataclass(frozen=True)
+class Masked(_Around):
     """Another geometry on some elements only: `masks` has a flat bool tensor for each tensor that is not moved whole.
 
     Masks are part of the geometry, made once from the base (see `smallest`), so that a replay has the same ones.
     """
 
-    inner: Geometry
     masks: Mapping[str, Tensor]
-
-    @property
-    def signs(self) -> bool:
-        return self.inner.signs
 
     def directions(self, keys: Sequence[int], leaf: Leaf, span: range, device: torch.device) -> Tensor:
         z = self.inner.directions(keys, leaf, span, device)
@@ -186,33 +207,13 @@ class Masked:
     def factors(self, keys: Sequence[int], leaf: Leaf, device: torch.device) -> Factors | None:
         return None if leaf.name in self.masks else self.inner.factors(keys, leaf, device)
 
-    def probe_gain(self, name: str) -> float:
-        return self.inner.probe_gain(name)
-
-    def step_gain(self, name: str) -> float:
-        return self.inner.step_gain(name)
-
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(_Around):
     """Another geometry with gains for each tensor: of probes, and of steps (the same where not given)."""
 
-    inner: Geometry
     gains: Mapping[str, float]
     step_gains: Mapping[str, float] | None = None
-
-    @property
-    def signs(self) -> bool:
-        return self.inner.signs
-
-    def directions(self, keys: Sequence[int], leaf: Leaf, span: range, device: torch.device) -> Tensor:
-        return self.inner.directions(keys, leaf, span, device)
-
-    def axpy(self, out: Tensor, base: Tensor, key: int, leaf: Leaf, coefficient: float, start: int = 0) -> None:
-        self.inner.axpy(out, base, key, leaf, coefficient, start)
-
-    def factors(self, keys: Sequence[int], leaf: Leaf, device: torch.device) -> Factors | None:
-        return self.inner.factors(keys, leaf, device)
 
     def probe_gain(self, name: str) -> float:
         return self.inner.probe_gain(name) * self.gains[name]
