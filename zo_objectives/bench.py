@@ -11,7 +11,7 @@ from pathlib import Path
 from zo_objectives import bench_language, bench_search
 from zo_objectives.charts import Line, line_chart
 from zo_objectives.errors import unknown
-from zo_objectives.results import machine, make_folder, versions, write_atomically
+from zo_objectives.results import console, machine, make_folder, versions, write_atomically
 from zo_objectives.timing import Part, Row, Setting
 
 PARTS: dict[str, Part] = {**bench_search.PARTS, **bench_language.PARTS}
@@ -42,7 +42,6 @@ def title(setting: Setting) -> str:
 def show(rows: Sequence[Row], told: str) -> None:
     """The rows as a table on the terminal, under `told`."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("part", "what", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=told, title_justify="left")
@@ -52,7 +51,7 @@ def show(rows: Sequence[Row], told: str) -> None:
         goal = {None: "", True: f"{row.goal} met", False: f"[red]{row.goal} NOT met"}[row.met]
         ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
         table.add_row(row.part, row.what, f"{row.value:.4g} {row.unit}", ratio, row.against, goal)
-    Console().print(table)
+    console().print(table)
 
 
 def write(rows: Sequence[Row], setting: Setting, output: Path, command: str) -> Path:

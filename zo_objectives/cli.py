@@ -139,10 +139,10 @@ def _print_start_and_best(folder: Path) -> None:
 def _print_table(results: Any) -> None:
     """The comparison on the terminal: mean and spread over seeds, gain, cost."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from zo_objectives.report import summary
+    from zo_objectives.results import console
 
     title = "test, mean ± standard deviation over seeds"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -160,7 +160,7 @@ def _print_table(results: Any) -> None:
             costs = f"{row['forwards']:,.0f}", f"{row['seconds']:.1f}", f"{row['peak_memory_mb']:,.0f}"
             table.add_row(str(task), row["metric"], row["method"], f"{row['mean']:.3f}{spread}", gain, *costs)
         table.add_section()
-    Console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -275,10 +275,10 @@ def bench(
 @tasks_app.command("ls")
 def tasks_ls(include_path: Include = None) -> None:
     """Every task: its form, metric and what it is."""
-    from rich.console import Console
     from rich.table import Table
 
     from zo_objectives.language.tasks import read_task, task_files
+    from zo_objectives.results import console
 
     table = Table("task", "form", "metric", "about", box=None)
     for name, path in task_files(include_path).items():
@@ -289,7 +289,7 @@ def tasks_ls(include_path: Include = None) -> None:
             continue
         form = "choice" if spec.output_type == "multiple_choice" else "generation"
         table.add_row(name, form, (spec.metrics or (spec.zo.objective or "",))[0], str(spec.metadata.get("about", "")))
-    Console().print(table)
+    console().print(table)
 
 
 @tasks_app.command("show")
@@ -327,15 +327,15 @@ def tasks_validate(
 @objectives_app.command("ls")
 def objectives_ls() -> None:
     """The built-in objectives: name, definition, range. All are higher-is-better."""
-    from rich.console import Console
     from rich.table import Table
 
     from zo_objectives.language.objectives import BUILTIN
+    from zo_objectives.results import console
 
     table = Table("objective", "what it is", box=None)
     for name, objective in BUILTIN.items():
         table.add_row(name, objective.about)
-    Console().print(table)
+    console().print(table)
     typer.echo(
         "\nOr your own, as module:function or file.py:function, taking (predictions, references), (outputs, examples) or"
         " (completions, **columns)."

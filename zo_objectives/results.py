@@ -154,6 +154,13 @@ def machine() -> str:
     return f"{platform.machine()}, {cores} CPU cores, {pages:.0f} GiB memory, {sys.platform}"
 
 
+def console() -> Any:
+    """Where tables go: as wide as the terminal, and wide enough for every column where there is none (a file, a pipe)."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
 class PeakMemory:
     """The largest resident memory of this process, MiB, since `restart` where the system allows (Linux), else ever."""
 
