@@ -315,3 +315,38 @@ def test_what_is_masked_never_moves() -> None:
         weights.ascend(t, Spsa(0.1, 2).gradient(t, (1.0, 0.0, 0.5, 0.7)))
     for name, value in weights.state_dict().items():
         assert torch.equal(value.view(-1) != before[name].view(-1), masks[name])
+
+
+class Layered(nn.Module):
+    """Linear layers of several sizes and dtypes, one called twice, one whose output is a view of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small, self.large = nn.Linear(4, 4), nn.Linear(4, 40)
+        self.low = nn.Linear(4, 4, dtype=torch.bfloat16)
+        self.view = ItsWeight(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = self.view(x)
+        x = self.small(self.small(x)) + self.low(x.bfloat16()).float()
+        return torch.cat([self.large(x), x @ kept.T], dim=-1)
+
+
+class ItsWeight(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.weight[:3]
+
+
+def test_scratch_that_is_used_again_is_nobody_elses() -> None:
+    """Law 3's other half: what one layer computes with is not overwritten by the next, whatever its output is a view of."""
+    torch.manual_seed(0)
+    model = Layered().requires_grad_(False)
+    weights = weights_of(model, geometry=Dense(Law.GAUSSIAN))
+    x = torch.linspace(-1, 1, 8).view(2, 4)
+    for probe in Spsa(0.3, 2).probes(9):
+        plain = Layered().requires_grad_(False)
+        plain.load_state_dict({n: v[0] for n, v in weights.stacked([probe]).items()})
+        with weights.at(probe):
+            torch.testing.assert_close(model(x), plain(x), rtol=1e-5, atol=1e-5)
+    arena = weights.store.arena  # type: ignore[attr-defined]
+    assert {kind[0]: len(values) for kind, values in arena.items()} == {torch.float32: 192 + 64, torch.bfloat16: 64 + 64}

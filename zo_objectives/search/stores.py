@@ -13,6 +13,7 @@ The first two are exact: after a probe every bit is as before, in every dtype.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -66,6 +67,9 @@ class Store(Protocol):
         """Replaces a whole tensor by what `read` once gave."""
 
 
+Arena = dict[tuple[torch.dtype, torch.device], Tensor]
+
+
 class _LiveStore:
     """What the stores without a copy share: the live weights are the weights at rest."""
 
@@ -92,13 +96,14 @@ class InferenceStore(_LiveStore):
 
     def __init__(self, tuned: Sequence[Tuned]) -> None:
         self.leaving = ExitStack()
+        self.arena: Arena = {}
 
     def open(self, tuned: Sequence[Tuned], probe: Probe, geometry: Geometry) -> None:
         flats = {t.name: t.flat for t in tuned}  # views that no function takes for the parameters themselves
 
-        def moved(entry: Tuned) -> Tensor:
+        def moved(entry: Tuned, place: Tensor | None = None) -> Tensor:
             flat = flats[entry.name]
-            scratch = torch.empty_like(flat)
+            scratch = torch.empty_like(flat) if place is None else place
             coefficient = probe.scale * geometry.probe_gain(entry.name)
             geometry.axpy(scratch, flat, probe.key, entry.leaf, coefficient)
             return scratch.view(entry.leaf.shape)
@@ -107,24 +112,60 @@ class InferenceStore(_LiveStore):
         for entry in tuned:
             for module, attribute in entry.owners:
                 modules.setdefault(module, []).append((attribute, entry))
+        arena = self._arena([[e for _, e in entries] for module, entries in modules.items() if _consumes(module)])
         for module, entries in modules.items():
-            leave = _leave(entries)
+            places = _places(arena, [e for _, e in entries]) if _consumes(module) else [None] * len(entries)
+            enter, leave = _enter(entries, places, moved), _leave(entries)
             self.leaving.callback(leave, module, None, None)
-            self.leaving.callback(module.register_forward_pre_hook(_enter(entries, moved)).remove)
+            self.leaving.callback(module.register_forward_pre_hook(enter).remove)
             self.leaving.callback(module.register_forward_hook(leave, always_call=True).remove)
         self.leaving.enter_context(_Stand(tuned, moved))
+
+    def _arena(self, layers: Sequence[Sequence[Tuned]]) -> Arena:
+        """Scratch that is used again, of each dtype and device as much as the largest layer needs."""
+        for entries in layers:
+            kind, (_, size) = _kind(entries[0]), _starts(entries)
+            if len(self.arena.get(kind, ())) < size:
+                self.arena[kind] = torch.empty(size, dtype=kind[0], device=kind[1])
+        return self.arena
 
     def close(self) -> None:
         self.leaving.close()
 
 
-Moved = Callable[[Tuned], Tensor]
+CONSUMING = (nn.Linear.forward, nn.Embedding.forward)  # call no other module, and give out no view of their parameters
+ALIGNED = 64  # elements
+Moved = Callable[..., Tensor]
 
 
-def _enter(entries: Sequence[tuple[str, Tuned]], moved: Moved) -> Callable[[nn.Module, Any], None]:
+def _consumes(module: nn.Module) -> bool:
+    """Whether a module is known to keep nothing of its parameters, so that their scratch can be used again."""
+    return type(module).forward in CONSUMING
+
+
+def _kind(entry: Tuned) -> tuple[torch.dtype, torch.device]:
+    return entry.parameter.dtype, entry.parameter.device
+
+
+def _starts(entries: Sequence[Tuned]) -> tuple[list[int], int]:
+    """Where each tensor of a layer begins in an arena, and where the last one ends."""
+    ends = list(accumulate(-(-e.parameter.numel() // ALIGNED) * ALIGNED for e in entries))
+    return [0, *ends[:-1]], ends[-1]
+
+
+def _places(arena: Arena, entries: Sequence[Tuned]) -> list[Tensor | None]:
+    """Where a layer's tensors go in an arena; nowhere, for one of another dtype or device than the first."""
+    kind, (starts, _) = _kind(entries[0]), _starts(entries)
+    found = zip(entries, starts, strict=True)
+    return [arena[kind][at : at + e.parameter.numel()] if _kind(e) == kind else None for e, at in found]
+
+
+def _enter(
+    entries: Sequence[tuple[str, Tuned]], places: Sequence[Tensor | None], moved: Moved
+) -> Callable[[nn.Module, Any], None]:
     def hook(module: nn.Module, inputs: Any) -> None:
-        for attribute, entry in entries:
-            module._parameters[attribute] = moved(entry)  # type: ignore[assignment]  # a plain tensor for one forward
+        for (attribute, entry), place in zip(entries, places, strict=True):
+            module._parameters[attribute] = moved(entry, place)  # type: ignore[assignment]  # a tensor for one forward
 
     return hook
 
