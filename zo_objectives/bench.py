@@ -93,5 +93,5 @@ def _scaling(rows: Sequence[Row]) -> str:
     chart = str(line_chart(lines, (560, 320), "members x 8 prompts in a batch", "tokens a second", zero=True))
     css = ".grid{stroke:#ddd}polyline{fill:none;stroke-width:2}text{font:12px sans-serif}.a{stroke:#0a58ca}.b{stroke:#888}"
     css += ".c{stroke:#c2410c}text.a{fill:#0a58ca}text.b{fill:#666}text.c{fill:#c2410c}text{stroke:none}"
-    head = '<svg xmlns="http://www.w3.org/2000/svg"'
+    head = '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff"'
     return chart.replace("<svg", head, 1).replace(">", f"><style>{css}</style>", 1) + "\n" if chart else ""

@@ -5,6 +5,7 @@ tensor is drawn for each parameter in four passes (+eps, -2 eps, +eps, update), 
 """
 
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -167,14 +168,15 @@ def peak(setting: Setting, action: str) -> float:
 
 
 def memory_part(setting: Setting) -> Iterator[Row]:
-    """Peak memory of forwards, of a step with the inference store, and of the reference's step."""
-    found = {}
-    for action in ("two_forwards", "step", "reference"):
-        code = (
-            "import json, sys; from zo_objectives.bench_search import _child; _child(json.loads(sys.argv[1]), sys.argv[2])"
-        )
+    """Peak memory of forwards, of a step with the inference store, and of the reference's: medians over processes."""
+    code = "import json, sys; from zo_objectives.bench_search import _child; _child(json.loads(sys.argv[1]), sys.argv[2])"
+
+    def once(action: str) -> float:
         command = [sys.executable, "-c", code, json.dumps(asdict(setting)), action]
-        found[action] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+    actions = ("two_forwards", "step", "reference")
+    found = {action: statistics.median(once(action) for _ in range(min(3, setting.repeat))) for action in actions}
     size, _, _ = SHAPES[setting.shape]
     layer = 50272 * size * (4 if setting.dtype == "float32" else 2) / 2**20
     plain = found["two_forwards"]
