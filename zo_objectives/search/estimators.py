@@ -97,11 +97,27 @@ def count_at(directions: Pieces, t: int) -> int:
     return next(n for first, n in reversed(directions) if first <= t)
 
 
-class _Plain:
-    """What most estimators are: without memory, and moving everything in every step."""
+@dataclass(frozen=True)
+class _Several:
+    """What estimators with a number of directions a step share: no memory, and everything moves in every step.
+
+    `directions` is a number, or the pieces of `growing`.
+    """
+
+    scale: float
+    directions: int | Pieces = 1
+    shaping: Shaping = raw
 
     remembers = 0
     blocks = 0
+
+    @property
+    def counts(self) -> Pieces:
+        return pieces_of(self.directions)
+
+    def keys(self, key: int, t: int) -> tuple[int, ...]:
+        """The keys of step `t`'s directions."""
+        return direction_keys(key, count_at(self.counts, t))
 
     def remember(self, scores: Sequence[float]) -> Memory:
         return ()
@@ -111,45 +127,26 @@ def _array(scores: Sequence[float]) -> Floats:
     return np.asarray(scores, dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class Spsa(_Plain):
+class Spsa(_Several):
     """Simultaneous perturbation with antithetic pairs: SPSA for one direction a step, n-SPSA for several.
 
-    `directions` is a number or the pieces of `growing`. Probes come as +, -, +, -, ... so that both points of a pair meet
-    the same batch in the same order. Shaped by ranks or z-scores this is mirrored ES: all 2n scores are shaped together.
+    Probes come as +, -, +, -, ... so that both points of a pair meet the same batch in the same order. Shaped by ranks or
+    z-scores this is mirrored ES: all 2n scores are shaped together.
     """
 
-    scale: float
-    directions: int | Pieces = 1
-    shaping: Shaping = raw
-
-    @property
-    def counts(self) -> Pieces:
-        return pieces_of(self.directions)
-
     def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
-        keys = direction_keys(key, count_at(self.counts, t))
-        return tuple(Probe(k, sign * self.scale) for k in keys for sign in (1.0, -1.0))
+        return tuple(Probe(k, sign * self.scale) for k in self.keys(key, t) for sign in (1.0, -1.0))
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
         pairs = self.shaping.utilities(_array(scores)).reshape(-1, 2)
         return _estimate(key, self.shaping, pairs[:, 0] - pairs[:, 1], self.scale, Contrast.PAIR)
 
 
-@dataclass(frozen=True)
-class OneSided(_Plain):
+class OneSided(_Several):
     """The centre and one point along each of n directions: n + 1 forwards (FZOO, Dang et al. 2025, with unit shaping)."""
 
-    scale: float
-    directions: int | Pieces = 1
-    shaping: Shaping = raw
-
-    @property
-    def counts(self) -> Pieces:
-        return pieces_of(self.directions)
-
     def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
-        keys = direction_keys(key, count_at(self.counts, t))
+        keys = self.keys(key, t)
         return (Probe(keys[0], 0.0), *(Probe(k, self.scale) for k in keys))
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
@@ -187,13 +184,12 @@ class OnePoint:
 
 
 @dataclass(frozen=True)
-class Es(_Plain):
+class Es(_Several):
     """A population of independent members, a direction each: no pairs, no centre. Mirrored, it is `Spsa` with its shaping.
 
     With `zscore` shaping and learning rate alpha / sqrt(n) this is es-at-scale's step alpha / n * sum_k z-score_k z_k.
     """
 
-    scale: float
     directions: int | Pieces = 30
     shaping: Shaping = centred
 
@@ -202,7 +198,7 @@ class Es(_Plain):
         return pieces_of(self.directions, least=2)
 
     def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
-        return tuple(Probe(k, self.scale) for k in direction_keys(key, count_at(self.counts, t)))
+        return tuple(Probe(k, self.scale) for k in self.keys(key, t))
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
         values = _array(scores)
