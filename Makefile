@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		pytest hypothesis ruff mypy pandas-stubs types-PyYAML types-tqdm hatchling editables
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--no-build-isolation --editable ".[peft]"
+		--no-build-isolation --editable ".[peft,text]"
 	touch $@
 
 clean:

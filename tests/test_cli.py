@@ -141,7 +141,7 @@ def test_a_users_metric_from_a_file(cli: Cli, tmp_path: Path, monkeypatch: pytes
 
 def test_validate_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
     good = cli("tasks", "validate", "reviews")
-    assert good.returncode == 0 and "no prompt is in two splits" in good.stdout
+    assert good.returncode == 0 and "no example is in two splits" in good.stdout
     (tmp_path / "t.yaml").write_text("task: t\ndoc_to_text: x\nmetric_lst: []\n")
     bad = cli("tasks", "validate", str(tmp_path / "t.yaml"))
     assert bad.returncode == 2 and "Did you mean 'metric_list'?" in bad.stderr

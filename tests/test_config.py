@@ -11,11 +11,14 @@ from zo_objectives.config import (
     METHODS,
     RunConfig,
     dump,
+    for_task,
     make_config,
     merge,
     method_settings,
+    named,
     parse_set,
     read_config,
+    read_settings,
     task_settings,
 )
 from zo_objectives.errors import InputError
@@ -100,10 +103,58 @@ def test_set_with_broken_yaml_is_refused() -> None:
 
 def test_settings_of_a_method_are_laid_over_the_others() -> None:
     settings = {"task": "t", "scale": 1, "ft": {"steps": 5}, "methods": {"zo": {"scale": 2}, "ft": {"ft": {"batch": 3}}}}
-    assert method_settings(settings, "zo") == {"task": "t", "scale": 2, "ft": {"steps": 5}}
-    assert method_settings(settings, "ft") == {"task": "t", "scale": 1, "ft": {"steps": 5, "batch": 3}}
-    assert method_settings(settings, "zero-shot") == {"task": "t", "scale": 1, "ft": {"steps": 5}}
+    of = {name: {"method": name, "label": "", "task": "t"} for name in ("zo", "ft", "zero-shot")}
+    assert method_settings(settings, "zo") == of["zo"] | {"scale": 2, "ft": {"steps": 5}}
+    assert method_settings(settings, "ft") == of["ft"] | {"scale": 1, "ft": {"steps": 5, "batch": 3}}
+    assert method_settings(settings, "zero-shot") == of["zero-shot"] | {"scale": 1, "ft": {"steps": 5}}
     assert "methods" in settings
+
+
+@pytest.mark.parametrize(
+    ("text", "method", "settings"),
+    [
+        ("zo", "zo", {"label": ""}),
+        ("zo:lora:4", "zo", {"label": "zo:lora:4", "tune": "lora:4"}),
+        ("mezo-ce:norms+head", "mezo-ce", {"label": "mezo-ce:norms+head", "tune": "norms+head"}),
+        ("ft:prefix", "ft", {"label": "ft:prefix", "ft": {"tune": "prefix"}}),
+        ("lp+zo:all", "zo", {"label": "lp+zo:all", "start": "lp", "tune": "all"}),
+        ("icl", "icl", {"label": "", "demonstrations": 32}),
+        ("calibrated", "calibrated", {"label": "", "scoring": "calibrated"}),
+    ],
+)
+def test_a_methods_name_says_its_settings(text: str, method: str, settings: dict[str, Any]) -> None:
+    assert named(text) == (method, {"method": method, **settings})
+    assert make_config({"task": "t", **named(text)[1]}).called == text
+
+
+def test_what_is_set_for_a_name_comes_after_what_is_set_for_its_method() -> None:
+    methods = {"ft": {"ft": {"steps": 5, "batch": 3}}, "ft:lora": {"ft": {"steps": 7}}}
+    assert method_settings({"methods": methods}, "ft:lora")["ft"] == {"tune": "lora", "steps": 7, "batch": 3}
+    assert method_settings({"methods": methods}, "ft")["ft"] == {"steps": 5, "batch": 3}
+
+
+def test_settings_of_a_task_are_laid_over_the_others_and_come_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("steps: 5\nlearning_rate: 1e-3\ntasks: {sst2: {steps: 7}, rte: {methods: {zo: {steps: 9}}}}\n")
+    settings = read_settings(path)
+    of = {task: for_task(settings, task, ["sst2", "rte", "cb"]) for task in ("sst2", "rte", "cb")}
+    assert [of[task]["steps"] for task in of] == [7, 5, 5] and of["cb"]["learning_rate"] == 1e-3
+    assert method_settings(of["rte"], "zo")["steps"] == 9
+    with pytest.raises(InputError, match="Did you mean 'sst2'"):
+        for_task({"tasks": {"sst3": {}}}, "sst2", ["sst2"])
+    with pytest.raises(InputError, match="one mapping for each task"):
+        for_task({"tasks": 3}, "sst2", ["sst2"])
+    path.write_text("- a")
+    with pytest.raises(InputError, match="must hold a mapping of settings, found list"):
+        read_settings(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_settings(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("text", ["zo:", "icl:lora", "lp+icl", "lp+", "zero-shot+zo", "zo+lp", ":zo"])
+def test_a_methods_name_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        named(text)
 
 
 @pytest.mark.parametrize(

@@ -32,32 +32,70 @@ SEARCH = {
     "weights": "errors estimators geometry layers rules stores tuned",
     "adaptive": "errors estimators keys layers weights",
     "journal": "adaptive errors estimators keys noise weights",
-    "loop": "adaptive estimators journal keys weights",
+    "loop": "adaptive errors estimators journal keys weights",
     "overlay": "errors estimators tuned weights",
     "operators": "overlay",
     "members": "errors estimators operators overlay stores weights",
-    "testing": "adaptive estimators geometry journal keys loop members rules weights",
 }
 LANGUAGE = {
     "outputs": "",
     "metrics": "",
-    "objectives": "errors metrics outputs",
+    "texts": "errors",
+    "culprits": "outputs",
+    "objective": "culprits errors outputs",
+    "option_scores": "errors metrics objective outputs texts",
+    "text_scores": "errors filters metrics objective option_scores outputs texts",
+    "builtin": "errors filters metrics objective option_scores outputs text_scores texts",
+    "awaiting": "",
+    "context": "",
+    "picking": "errors objective",
+    "rewards": "awaiting context culprits errors objective outputs",
+    "scikit": "errors objective option_scores outputs picking",
+    "evaluating": "builtin errors objective option_scores outputs picking text_scores texts",
+    "callables": "awaiting culprits errors evaluating objective outputs picking rewards scikit",
+    "composite": "errors objective outputs",
+    "expressions": "composite errors objective",
+    "limits": "culprits objective outputs",
+    "remembering": "culprits objective outputs",
+    "workers": "context culprits errors limits objective outputs",
+    "worker": "context objective outputs resolve",
+    "isolation": "errors limits objective outputs remembering workers",
+    "plugins": "errors",
+    "resolve": "builtin callables composite errors evaluating expressions isolation objective plugins rewards scikit",
+    "examine": "culprits errors objective outputs",
+    "listing": "builtin callables errors objective plugins",
+    "objectives": "builtin callables composite context evaluating isolation objective option_scores resolve rewards scikit",
     "prompts": "errors",
-    "prepare": "errors",
-    "tasks": "errors",
+    "prepare": "countdown errors",
+    "countdown": "",
+    "harness": "",
+    "filters": "harness",
+    "spec": "filters harness",
+    "tasks": "errors filters harness plugins spec",
     "data": "errors outputs prepare prompts tasks",
     "sheet": "",
-    "hf": "errors outputs sheet",
+    "hf": "errors sheet",
     "anatomy": "errors",
+    "sheets": "errors hf outputs sheet",
+    "passes": "hf sheet",
+    "generation": "hf passes sheet tasks",
 }
 BRIDGE = {
-    "subsets": "anatomy errors geometry hf",
+    "testing": ("adaptive errors estimators examine geometry journal keys loop members objective outputs rules weights"),
+    "subsets": "adapters anatomy errors geometry hf",
     "states": "errors",
+    "failures": "errors estimators objectives results",
+    "sweep": "compare config errors results run tasks workbench",
+    "probing": "errors hf objectives outputs passes scoring sheet subsets",
+    "demonstrations": "data errors hf outputs sheets",
+    "adapters": "errors hf",
     "norms": "",
-    "trunk": "anatomy hf sheet states",
-    "tail": "errors hf norms sheet states subsets trunk",
-    "readout": "sheet tail",
-    "scoring": "errors estimators hf objectives outputs readout sheet subsets tail tasks trunk weights",
+    "trunk": "anatomy hf passes sheet states",
+    "tail": "errors hf norms passes sheet states subsets trunk",
+    "readout": "generation sheet tail",
+    "scoring": (
+        "errors estimators generation hf objectives outputs passes readout sheet sheets subsets tail tasks trunk weights"
+    ),
     "config": "errors tasks",
     "bench": "bench_language bench_search charts errors results timing",
     "building": (
@@ -65,44 +103,72 @@ BRIDGE = {
         "scoring shaping stores subsets weights workbench"
     ),
     "run": (
-        "baselines config errors estimators journal loop objectives outputs predictions results scoring "
-        "building weights workbench"
+        "baselines building config errors estimators examine failures journal loop objectives outputs predictions "
+        "probing results scoring weights workbench"
     ),
-    "baselines": "errors losses objectives results run scoring building",
+    "baselines": (
+        "adapters anatomy building errors estimators hf losses objectives outputs probing results run scoring subsets"
+    ),
     "predictions": "objectives outputs",
-    "replay": "config errors hf journal results building subsets weights",
+    "replay": "adapters building config errors hf journal probing results subsets weights",
     "compare": "config errors report results run tasks workbench",
-    "validate": "data errors hf objectives outputs scoring tasks",
-    "batched": "estimators hf members outputs overlay scoring sheet trunk weights",
+    "validate": "data errors hf objectives outputs prepare sheets tasks",
+    "batched": "estimators generation members outputs overlay passes scoring sheet trunk weights",
     "bench_language": (
         "anatomy bench_search config errors estimators geometry journal kernels members rules schedules "
         "scoring building timing weights workbench"
     ),
+    "memory": "errors memory_forms memory_table results",
+    "memory_forms": "estimators geometry kernels keys loop members results rules schedules weights",
+    "memory_table": "errors memory_forms results",
     "bench_search": "estimators geometry kernels keys loop members noise results rules schedules timing weights",
-    "losses": "hf objectives scoring",
+    "losses": "objectives passes scoring",
     "timing": "errors",
-    "workbench": "config data errors hf objectives outputs scoring tail tasks",
+    "workbench": "adapters config data demonstrations errors hf objectives outputs scoring sheets tail tasks",
     "results": "errors",
     "charts": "",
     "report": "charts errors",
     "pretrain": "errors",
-    "api": "config objectives replay run tasks workbench",
-    "cli": "bench compare config errors objectives replay report results run tasks timing validate",
+    "pretrain_masked": "errors pretrain",
+    "api": "compare config objectives replay run tasks workbench",
+    "cli": (
+        "bench compare config errors hf listing memory memory_table replay report results run sweep tasks timing validate"
+    ),
     "__main__": "cli",
-    "__init__": "adaptive api errors estimators geometry journal layers loop members noise rules schedules tuned weights",
+    "__init__": (
+        "adaptive api errors estimators geometry journal layers loop members noise objectives rules schedules tuned weights"
+    ),
 }
 TABLE = {name: set(edges.split()) for side in (SEARCH, LANGUAGE, BRIDGE) for name, edges in side.items()}
+NUMERIC = (
+    "outputs",
+    "metrics",
+    "culprits",
+    "objective",
+    "option_scores",
+    "text_scores",
+    "builtin",
+    "remembering",
+    "examine",
+)
 LIBRARIES = {  # beside the standard library; at module level, and inside functions
     **dict.fromkeys(SEARCH, ("numpy torch", "")),
     **dict.fromkeys(LANGUAGE, ("", "")),
-    **{name: ("numpy", "") for name in ("outputs", "metrics", "objectives")},
+    **{name: ("numpy", "") for name in NUMERIC},
+    "texts": ("", "sacrebleu"),
+    "evaluating": ("", "evaluate"),
     "prompts": ("jinja2", ""),
+    **{name: ("pydantic", "") for name in ("filters", "spec")},
     "tasks": ("pydantic yaml", ""),
     "data": ("numpy", "datasets"),
     "sheet": ("numpy torch", ""),
-    "hf": ("numpy torch", "transformers"),
+    "hf": ("torch", "transformers"),
+    "passes": ("numpy torch", ""),
+    "generation": ("numpy torch", "transformers"),
     "anatomy": ("torch", ""),
-    "subsets": ("torch", "peft"),
+    "subsets": ("torch", ""),
+    "adapters": ("torch", "peft transformers"),
+    "probing": ("numpy torch", "safetensors sklearn"),
 }
 CHEAP = ("zo_objectives", "zo_objectives.cli", "zo_objectives.language.tasks", "zo_objectives.config")
 HEAVY = ("torch", "transformers", "pandas", "datasets", "evaluate", "sklearn", "numpy")
@@ -137,7 +203,7 @@ def libraries(name: str, *, top: bool = False) -> set[str]:
 def test_every_module_has_its_place() -> None:
     assert set(WHERE) == set(TABLE)
     inside = {side: {p.stem for p in (FOLDER / side).glob("*.py")} - {"__init__"} for side in ("search", "language")}
-    assert inside == {"search": set(SEARCH) - {"errors", "testing"}, "language": set(LANGUAGE)}
+    assert inside == {"search": set(SEARCH) - {"errors"}, "language": set(LANGUAGE)}
 
 
 @pytest.mark.parametrize("name", TABLE)

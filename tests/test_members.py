@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
-from zo_objectives import subsets
+from zo_objectives import adapters, subsets
 from zo_objectives.batched import BatchedScorer
 from zo_objectives.errors import InputError, RunError
-from zo_objectives.language import hf
-from zo_objectives.language.hf import CausalLM
+from zo_objectives.language import passes
+from zo_objectives.language.hf import LanguageModel
 from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs
 from zo_objectives.language.tasks import TaskSpec
 from zo_objectives.scoring import REST, ForwardScorer, Kind, Pool
@@ -399,7 +399,7 @@ SEVERAL = (" good", " bad and the plot is good", " a great film")
 MEMBERS = (Probe(11, 0.2), Probe(11, -0.2), REST, Probe(12, 0.2))
 
 
-def pool_for(lm: CausalLM, kind: Kind, options: Sequence[str] = SEVERAL) -> Pool:
+def pool_for(lm: LanguageModel, kind: Kind, options: Sequence[str] = SEVERAL) -> Pool:
     if kind is Kind.CHOICE:
         return Pool(lm, OPTIONS, tuple(tiny.choice(i, p, options[: 2 + i % 2]) for i, p in enumerate(PROMPTS)))
     targets = ("good", "film", "yes", "b", "3")
@@ -409,9 +409,9 @@ def pool_for(lm: CausalLM, kind: Kind, options: Sequence[str] = SEVERAL) -> Pool
 
 
 def scorers(
-    lm: CausalLM, pool: Pool, tune: str, rank: int = 1, limit: int | None = None
+    lm: LanguageModel, pool: Pool, tune: str, rank: int = 1, limit: int | None = None
 ) -> tuple[BatchedScorer, ForwardScorer]:
-    subset = subsets.select(lm, tune, [3, 5])
+    subset = subsets.select(adapters.adapted(lm, tune), tune, [3, 5])
     weights = weights_of(lm.model, Scaled(LowRank(rank), subset.gains), subset.names)
     trunk = Trunk(lm, subset.cut) if subset.cut else None
     return BatchedScorer(pool, weights, trunk, limit), ForwardScorer(pool, weights, None)
@@ -465,8 +465,8 @@ def test_many_passes_and_parts_of_members(kind: Kind, monkeypatch: pytest.Monkey
     together, apart = scorers(lm, pool, "all", limit=3)
     expected = apart.outputs(kind, MEMBERS, everything)
     spent = (pool.cost.forwards, pool.cost.examples, pool.cost.tokens)
-    for tokens in (hf.MICRO_TOKENS, 40, 1):
-        monkeypatch.setattr(hf, "MICRO_TOKENS", tokens)
+    for tokens in (passes.MICRO_TOKENS, 40, 1):
+        monkeypatch.setattr(passes, "MICRO_TOKENS", tokens)
         assert_same(together.outputs(kind, MEMBERS, everything), expected)
     assert (pool.cost.forwards, pool.cost.examples, pool.cost.tokens) == tuple(4 * n for n in spent)
 

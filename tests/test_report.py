@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from zo_objectives.charts import Axis, Line, decimate, line_chart, spread, tick_labels
+from zo_objectives.config import METHODS, named
 from zo_objectives.errors import InputError
-from zo_objectives.report import summary, write_report
+from zo_objectives.report import ORDER, family, merge_notes, pivot, standing, summary, write_report
 
 COLUMNS = (
     "task,model,method,objective,tune,seed,split,metric,value,n,forwards,examples,tokens,seconds,peak_memory_mb,"
@@ -184,10 +185,19 @@ def test_headline_turns_round_where_lower_is_better(tmp_path: Path) -> None:
     assert len(re.findall(r'class="best">0\.510', (tmp_path / "report.html").read_text())) == 2
 
 
-def test_one_seed_shows_no_spread_and_says_so(tmp_path: Path) -> None:
-    scores = {"reviews": {"zero-shot": [0.6], "zo": [0.7]}}
+def test_one_seed_shows_no_spread_and_wins_and_loses_nothing(tmp_path: Path) -> None:
+    scores = {"reviews": {"zero-shot": [0.6], "lp": [0.7], "ft": [0.75], "zo": [0.7]}}
     text = plain(page(tmp_path, write_folder(tmp_path / "out", scores)))
-    assert "0.700 on test, 1 seed." in text and "One seed shows no spread" in text and "nan" not in text.lower()
+    assert "0.700 on test, 1 seed. One seed shows no spread, so this is neither won nor lost: " in text
+    assert "ahead of zero-shot (0.600) by 0.100; behind backprop fine-tuning (0.750) by 0.050;" in text
+    assert "; even with a linear probe (0.700)." in text and "nan" not in text.lower() and "beats" not in text
+
+
+def test_a_rival_with_one_seed_is_not_beaten_unless_seeds_mean_nothing_to_it(tmp_path: Path) -> None:
+    scores = {"reviews": {"zero-shot": [0.6], "calibrated": [0.62], "icl": [0.61], "zo": [0.69, 0.71, 0.73]}}
+    text = plain(page(tmp_path, write_folder(tmp_path / "out", scores)))
+    assert "It beats zero-shot (0.600) by 0.110 and calibrated zero-shot (0.620) by 0.090." in text
+    assert "neither won nor lost: ahead of in-context learning (0.610) by 0.100." in text
 
 
 def test_missing_method_is_a_dash_with_its_note(tmp_path: Path) -> None:
@@ -246,7 +256,157 @@ def test_same_seed_with_another_outcome_is_another_variant(tmp_path: Path) -> No
     second = write_folder(tmp_path / "b", {"reviews": {"zero-shot": [0.6], "zo": [0.5]}})
     text = plain(page(tmp_path, first, second))
     assert "zo · a: tuned" in text and "zo · b: tuned" in text and "zero-shot · a" not in text
-    assert text.count("It beats zero-shot (0.600) by 0.100.") == text.count("It loses to zero-shot (0.600) by 0.100.") == 1
+    assert text.count("ahead of zero-shot (0.600) by 0.100.") == text.count("behind zero-shot (0.600) by 0.100.") == 1
+
+
+WIDE: dict[str, dict[str, list[float]]] = {  # two tasks, one metric, eleven methods
+    "reviews": {
+        "zo:prompt": [0.72, 0.74],
+        "zo": [0.75, 0.77],
+        "lp+zo": [0.6, 0.6],
+        "zero-shot": [0.5],
+        "calibrated": [0.5],
+        "icl": [0.55, 0.57],
+        "lp": [0.66, 0.68],
+        "ft": [0.8, 0.82],
+        "ft:lora": [0.78, 0.8],
+        "ft:prefix": [0.7, 0.7],
+        "mezo-ce": [0.6, 0.62],
+    },
+    "topics": {"zero-shot": [0.9], "ft": [0.6, 0.6], "zo": [0.7, 0.9], "ft:lora": [0.6, 0.6]},
+}
+USUAL = ["zero-shot", "calibrated", "icl", "lp", "ft", "ft:lora", "ft:prefix", "mezo-ce", "zo", "zo:prompt", "lp+zo"]
+
+
+def test_methods_are_those_of_the_configuration_and_forms_belong_to_them() -> None:
+    assert tuple(METHODS) == ORDER
+    for label in (*USUAL, "zo:prompt:10", "lp+mezo-ce:norms+head", "ft:layers:1-2"):
+        assert family(label) == family(f"{label} \u00b7 accuracy, a/b") == named(label)[0]
+
+
+def test_pivot_is_the_mean_of_each_tasks_metric_by_hand() -> None:
+    table = pivot(rows_of(WIDE))
+    assert list(table.columns) == ["metric", "split", *USUAL]
+    assert list(table.index) == [("reviews", "tiny"), ("topics", "tiny")] and set(table["split"]) == {"test"}
+    assert list(table["metric"]) == ["f1_macro", "exact_match"]
+    assert table.loc[("reviews", "tiny"), "zo"] == pytest.approx(0.76)
+    assert table.loc[("topics", "tiny"), "zo"] == pytest.approx(0.8) and math.isnan(table.loc[("topics", "tiny"), "icl"])
+
+
+def test_pivot_takes_the_named_metric_and_validation_without_a_test() -> None:
+    rows = rows_of(SCORES)
+    table = pivot(rows[(rows["task"] == "reviews") | (rows["split"] != "test")], {"reviews": "accuracy"})
+    assert list(table["split"]) == ["test", "validation"] and list(table["metric"]) == ["accuracy", "exact_match"]
+    assert list(table["zero-shot"]) == pytest.approx([0.7, 0.51])
+
+
+def test_standing_ranks_what_every_task_has() -> None:
+    rows = pivot(rows_of(WIDE))
+    (ranks,) = standing(rows, [1, 1]).values()  # two metrics have no mean
+    assert ranks.to_dict() == {"zero-shot": 2.5, "ft": 2.25, "ft:lora": 2.75, "zo": 2.5}
+    turned = standing(rows.assign(metric="f1"), [1, -1])
+    assert turned["mean rank"].to_dict() == {"zero-shot": 4, "ft": 1.25, "ft:lora": 1.75, "zo": 3}
+    assert turned["mean"].to_dict() == pytest.approx({"zero-shot": 0.7, "ft": 0.705, "ft:lora": 0.695, "zo": 0.78})
+    assert standing(rows.head(1), [1]) == {} == standing(rows[["metric", "split", "zo"]], [1, 1])
+
+
+def test_overall_table_has_every_method_marks_the_best_and_tells_forwards(tmp_path: Path) -> None:
+    html = page(tmp_path, write_folder(tmp_path / "out", WIDE))
+    overall = html.split("<header>")[1].split("</header>")[0]
+    heads = re.findall(r'<th scope="col">(.*?)</th>', overall)
+    assert [re.sub("<.*?>", "", head) for head in heads] == ["Task", "Metric", "Seeds", *USUAL]
+    groups = re.findall(r'colspan="(\d+)"><span>([\w -]+)', overall)
+    assert groups == [("3", "no training"), ("1", "probing"), ("3", "backprop"), ("4", "zeroth-order")]
+    assert re.findall(r'class="(best|ahead)">([\d.]+)', overall) == [
+        ("best", "0.810"),
+        ("ahead", "0.760"),
+        ("best", "0.900"),
+    ]
+    assert overall.count("<small>1 seed</small>") == 3 and "1,000 to 1,001 for icl, lp, ft" in overall
+    assert "none for zero-shot;" in overall and "mean rank" in plain("</style>" + overall)
+    assert 'class="scroll"' in overall
+
+
+def test_looks_tell_forms_apart_in_the_colour_of_their_method(tmp_path: Path) -> None:
+    html = page(tmp_path, write_folder(tmp_path / "out", WIDE))
+    keys = {name: style for style, name in re.findall(r'class="key (c[^"]*)"></span>([^<]+)', html)}
+    assert set(keys) == set(USUAL) and len(set(keys.values())) == len(USUAL)
+    assert [keys[name] for name in ("zo", "zo:prompt", "lp+zo", "ft:prefix")] == ["c0", "c0 v1", "c0 v2", "c2 v2"]
+
+
+def test_a_probe_has_no_objective_and_variants_keep_theirs(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "out", WIDE)
+    table = pd.read_csv(folder / "results.csv", keep_default_na=False)
+    table.loc[table["method"].isin(["lp", "calibrated", "zo:prompt"]), ["objective", "tune"]] = ["cross_entropy", "probe"]
+    table.to_csv(folder / "results.csv", index=False)
+    html = page(tmp_path, folder)
+    assert re.search(r"</span>lp</th>", html) and re.search(r"</span>calibrated</th>", html)
+    assert "</span>zo:prompt<small>cross entropy, probe</small>" in html
+    assert "lp+zo: tuned on" in html and "with forward passes only, from where linear probing ends:" in html
+
+
+def test_notes_that_differ_in_the_seed_are_one() -> None:
+    of_seeds = [f"sst2, icl, seed {seed}: 14.2 of 32 fit (9 to 17)." for seed in (13, 21, 42, 21)]
+    others = ["sst2, icl, seed 13: another.", "copa: no lp+zo, since its options differ, seed or not.", "sst2, seed"]
+    assert merge_notes([of_seeds[0], *others, *of_seeds[1:], others[1]]) == [
+        "sst2, icl, seeds 13, 21, 42: 14.2 of 32 fit (9 to 17).",
+        *others,
+    ]
+
+
+@pytest.mark.parametrize("count", [5, 6])
+def test_many_notes_are_folded_and_stand_by_their_task(tmp_path: Path, count: int) -> None:
+    folder = write_folder(tmp_path / "out")
+    notes = [f"topics, icl, seed {seed}: {number} fit." for number in range(count - 1) for seed in (0, 1)]
+    about = json.loads((folder / "comparison.json").read_text()) | {"notes": [*notes, "no ft:lora, since it is late."]}
+    (folder / "comparison.json").write_text(json.dumps(about))
+    html = page(tmp_path, folder)
+    reviews, topics = (html.split(f'id="task-{number}"')[1].split("<section")[0] for number in (1, 2))
+    assert "topics, icl, seeds 0, 1: 3 fit." in topics and "fit." not in reviews and "ft:lora" not in topics
+    assert ("<details><summary>6 notes</summary>" in html.split("How it was made")[1]) == (count == 6)
+
+
+def test_notes_of_a_single_run_are_told(tmp_path: Path) -> None:
+    rows_of({"reviews": {"icl": [0.7]}}).assign(run=".").to_csv(tmp_path / "results.csv", index=False)
+    (tmp_path / "notes.txt").write_text("0.0 of 32 <fit>.\n")
+    assert page(tmp_path, tmp_path).count("<li>reviews, icl, seed 0: 0.0 of 32 &lt;fit&gt;.</li>") == 2
+
+
+def typed_folder(folder: Path, dtypes: dict[str, str], scores: dict[str, dict[str, list[float]]] = SCORES) -> Path:
+    """A comparison whose rows tell their dtype, by method."""
+    table = pd.read_csv(write_folder(folder, scores) / "results.csv", keep_default_na=False)
+    table.assign(dtype=table["method"].map(dtypes)).to_csv(folder / "results.csv", index=False)
+    return folder
+
+
+def test_dtype_is_told_with_the_costs_where_it_is_there(tmp_path: Path) -> None:
+    names = ("zero-shot", "mezo-ce", "ft", "zo")
+    assert "All in" not in (old := page(tmp_path, write_folder(tmp_path / "old"))) and ">dtype<" not in old
+    same = page(tmp_path, typed_folder(tmp_path / "same", dict.fromkeys(names, "float32")))
+    assert same.count("All in float32.") == 2 and ">dtype<" not in same
+    mixed = page(tmp_path, typed_folder(tmp_path / "mixed", dict.fromkeys(names, "float32") | {"zo": "bfloat16"}))
+    assert mixed.count(">dtype<") == 2 and mixed.count("<td>bfloat16</td>") == 2 and "All in" not in mixed
+    assert re.search(r"ft</th>(<td class=\"none[^>]*>\u2014</td>){12}</tr>", mixed)
+
+
+def test_dtypes_are_variants_and_an_unknown_one_is_none(tmp_path: Path) -> None:
+    scores = {"reviews": {"zo": [0.69, 0.71, 0.73]}}
+    full = typed_folder(tmp_path / "full", {"zo": "float32"}, scores)
+    old, half = write_folder(tmp_path / "old", scores), typed_folder(tmp_path / "half", {"zo": "bfloat16"}, scores)
+    text = plain(page(tmp_path, old, full))
+    assert "0.710 \u00b1 0.020 on test, 3 seeds." in text and "zo \u00b7" not in text
+    text = plain(page(tmp_path, full, half))
+    assert "zo \u00b7 bfloat16: tuned" in text and "zo \u00b7 float32: tuned" in text
+
+
+def test_examples_are_called_the_same_only_where_they_are(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "out")
+    table = pd.read_csv(folder / "results.csv", keep_default_na=False)
+    table.loc[(table["method"] == "zo") & (table["task"] == "reviews"), "n"] = 1200
+    table.to_csv(folder / "results.csv", index=False)
+    text = plain(page(tmp_path, folder))
+    assert "measured on 1,200 to 1,234 test examples, not all methods on the same;" in text
+    assert text.count("measured on the same 1,234 test examples;") == 1
 
 
 def broken_folder(folder: Path, fault: str) -> Path:
@@ -322,3 +482,13 @@ def test_chart_survives_a_constant_and_draws_nothing_from_nothing() -> None:
     flat = line_chart([Line("zo", "c0", [(0.0, 0.0), (9.0, 0.0)])], (300, 200), "x", "y")
     assert "polyline" in flat and "nan" not in flat
     assert line_chart([Line("zo", "c0", [(0.0, math.nan)])], (300, 200), "x", "y") == ""
+
+
+def test_chart_keeps_many_and_long_labels_inside() -> None:
+    lines = [Line(f"zo:pattern:{'x' * number}", "c0", [(0.0, 0.0), (9.0, 1.0)]) for number in range(30)]
+    chart = line_chart(lines, (364, 300), "x", "y")
+    width, height = map(int, re.findall(r'viewBox="0 0 (\d+) (\d+)"', chart)[0])
+    places = re.findall(r'class="label c0" x="([\d.]+)" y="([\d.]+)" dy="4" text-anchor="start">([^<]+)', chart)
+    assert width == 364 and len(places) == 30 and len({y for _, y, _ in places}) == 30
+    assert all(0 < float(y) < height and float(x) + 7.6 * len(text) <= width for x, y, text in places)
+    assert places[-1][2].endswith("\u2026") and places[0][2] == "zo:pattern:"

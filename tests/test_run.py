@@ -166,14 +166,14 @@ def test_a_callable_that_fails_at_once_is_wrong_input_and_later_a_failed_run(tmp
     def broken(predictions: list[str], references: list[str]) -> float:
         raise KeyError("boom")
 
-    with pytest.raises(InputError, match=r"'broken' raised KeyError: 'boom' \(example \d+: prompt"):
+    with pytest.raises(InputError, match=r"'broken' raised KeyError: 'boom' \(.*example \d+: prompt"):
         tune(output=tmp_path / "a", objective=broken, show=False, **SMALL)
     calls = 0
 
     def late(predictions: list[str], references: list[str]) -> float:
         nonlocal calls
         calls += 1
-        return float("nan") if calls == 9 else sum(p == r for p, r in zip(predictions, references, strict=True)) / 7
+        return float("nan") if calls == 14 else sum(p == r for p, r in zip(predictions, references, strict=True)) / 7
 
     with pytest.raises(RunError, match="'late' returned nan"):
         tune(output=tmp_path / "b", objective=late, show=False, **SMALL)

@@ -17,15 +17,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
-from zo_objectives import readout, scoring, subsets
+from zo_objectives import adapters, readout, scoring, subsets
 from zo_objectives import tail as tail_module
 from zo_objectives.errors import InputError
-from zo_objectives.language import data, hf
-from zo_objectives.language.hf import CausalLM
+from zo_objectives.language import data, generation, hf, passes
+from zo_objectives.language.hf import LanguageModel
 from zo_objectives.language.objectives import BUILTIN, Needs, Objective
 from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs
 from zo_objectives.language.tasks import TaskSpec, find_task, read_task
-from zo_objectives.readout import decode
+from zo_objectives.readout import Decoder
 from zo_objectives.scoring import REST, Evaluation, ForwardScorer, Indices, Kind, Pool, TailScorer, kind_for, scorer_for
 from zo_objectives.search.estimators import Probe
 from zo_objectives.subsets import LabelRows
@@ -69,7 +69,7 @@ def texts() -> list[Example]:
     ]
 
 
-def pool_for(lm: CausalLM, kind: Kind, options: Sequence[str] = SEVERAL) -> Pool:
+def pool_for(lm: LanguageModel, kind: Kind, options: Sequence[str] = SEVERAL) -> Pool:
     return Pool(lm, KINDS[kind], tuple(choices_of(options) if kind is Kind.CHOICE else texts()))
 
 
@@ -77,17 +77,17 @@ def everything(pool: Pool) -> Indices:
     return np.arange(len(pool.examples))
 
 
-def token_ids(lm: CausalLM, text: str) -> tuple[int, ...]:
+def token_ids(lm: LanguageModel, text: str) -> tuple[int, ...]:
     return tuple(lm.tokenizer(text)["input_ids"])
 
 
-def log_probability(lm: CausalLM, ids: Sequence[int], start: int) -> float:
+def log_probability(lm: LanguageModel, ids: Sequence[int], start: int) -> float:
     """The plain way: the whole sequence alone, without padding."""
     logp = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     return float(sum(logp[i - 1, ids[i]] for i in range(start, len(ids))))
 
 
-def reference(lm: CausalLM, example: Example) -> list[float]:
+def reference(lm: LanguageModel, example: Example) -> list[float]:
     """Log-likelihoods of the options' whole texts, given the tokens all of them begin with."""
     full = [token_ids(lm, example.prompt + o) for o in example.options]
     shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*full, strict=False))))
@@ -186,9 +186,11 @@ def test_scores_do_not_depend_on_the_batch(family: str, options: tuple[str, ...]
 def test_scores_do_not_depend_on_the_size_of_passes(family: str) -> None:
     lm = tiny.make(family)
     sheet = pool_for(lm, Kind.CHOICE).choices
-    together, apart = hf.plan(lm, sheet), hf.plan(lm, sheet, tokens=1)
+    together, apart = passes.plan(lm, sheet), passes.plan(lm, sheet, tokens=1)
     assert (len(together), len(apart)) == (1, len(sheet.sequences))
-    torch.testing.assert_close(hf.sheet_logits(lm, sheet, apart), hf.sheet_logits(lm, sheet, together), atol=BOUND, rtol=0)
+    torch.testing.assert_close(
+        passes.sheet_logits(lm, sheet, apart), passes.sheet_logits(lm, sheet, together), atol=BOUND, rtol=0
+    )
 
 
 def test_results_come_back_in_order_from_many_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +201,7 @@ def test_results_come_back_in_order_from_many_passes(monkeypatch: pytest.MonkeyP
         expected = forward.outputs(kind, PROBES, everything(pool))
         with monkeypatch.context() as patch:
             for module in (scoring, tail_module):
-                patch.setattr(module, "plan", partial(hf.plan, tokens=20))
+                patch.setattr(module, "plan", partial(passes.plan, tokens=20))
             assert len(scoring.plan(lm, pool.sheet(kind))) > 2
             assert_same(forward.outputs(kind, PROBES, everything(pool)), expected)
             assert_same(tail.outputs(kind, PROBES, everything(pool)), expected)
@@ -207,7 +209,7 @@ def test_results_come_back_in_order_from_many_passes(monkeypatch: pytest.MonkeyP
 
 def test_passes_hold_no_more_padded_tokens_than_allowed() -> None:
     sequences = [(1,) * n for n in (3, 50, 4, 90, 5, 5, 30)]
-    groups = hf.micro_batches(sequences, tokens=60)
+    groups = passes.micro_batches(sequences, tokens=60)
     assert sorted(i for group in groups for i in group) == list(range(7))
     assert all(len(g) == 1 or len(g) * max(len(sequences[i]) for i in g) <= 60 for g in groups)
 
@@ -267,7 +269,7 @@ def test_the_trunk_gives_the_layers_back_after_an_error() -> None:
     pool = pool_for(lm, Kind.CHOICE)
     before = plain(pool)
     trunk = Trunk(lm, 2)
-    state = trunk.states(hf.plan(lm, pool.choices)[0], pool.choices.sequences)
+    state = trunk.states(passes.plan(lm, pool.choices)[0], pool.choices.sequences)
     with pytest.raises(RuntimeError, match="stop"), trunk.given(state):
         raise RuntimeError("stop")
     assert_same([plain(pool)], [before])
@@ -287,7 +289,7 @@ class Squared(nn.Module):
         return torch.tanh(hidden * self.weight**2)
 
 
-def head_of(lm: CausalLM, pool: Pool, kind: Kind, store: str = "inference") -> tuple[ForwardScorer, TailScorer]:
+def head_of(lm: LanguageModel, pool: Pool, kind: Kind, store: str = "inference") -> tuple[ForwardScorer, TailScorer]:
     sheet = pool.choices if kind is Kind.CHOICE else pool.targets
     subset = subsets.select(lm, "head", sheet.columns.tolist())
     weights = tiny.weights(lm, subset, store)
@@ -463,7 +465,7 @@ def test_both_scorers_charge_the_same() -> None:
 # Generation
 
 
-def greedy(lm: CausalLM, ids: Sequence[int], new_tokens: int, stops: Sequence[int]) -> list[int]:
+def greedy(lm: LanguageModel, ids: Sequence[int], new_tokens: int, stops: Sequence[int]) -> list[int]:
     """The plain way: one prompt, no cache, the likeliest token each time."""
     said: list[int] = []
     while len(said) < new_tokens and not (said and said[-1] in stops):
@@ -478,7 +480,7 @@ def test_left_padded_generation_equals_one_prompt_at_a_time(family: str, kind: s
     prompts = [token_ids(lm, p) for p in PROMPTS]
     free = [greedy(lm, p, 8, []) for p in prompts]
     stops = [free[0][2], free[1][5]]
-    assert hf.generate(lm, prompts, new_tokens=8, stops=stops) == [greedy(lm, p, 8, stops) for p in prompts]
+    assert generation.generate(lm, prompts, new_tokens=8, stops=stops) == [greedy(lm, p, 8, stops) for p in prompts]
     assert any(len(greedy(lm, p, 8, stops)) < 8 for p in prompts)
 
 
@@ -488,7 +490,7 @@ def test_a_models_own_generation_settings_do_not_leak_in() -> None:
     expected = [greedy(lm, p, 8, []) for p in prompts]
     own = lm.model.generation_config
     own.repetition_penalty, own.no_repeat_ngram_size, own.eos_token_id, own.min_new_tokens = 3.0, 1, expected[0][0], 2
-    assert hf.generate(lm, prompts, new_tokens=8, stops=[]) == expected
+    assert generation.generate(lm, prompts, new_tokens=8, stops=[]) == expected
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -500,10 +502,11 @@ def test_decode_equals_generate_token_by_token_for_members_that_diverge(family: 
     probes = [Probe(k, s) for k in (1, 2, 3) for s in (0.3, -0.3)]
     prompts = list(pool.prompts)
     stops = [greedy(lm, prompts[0], 3, [])[-1]]
-    found = decode(tail.tail, tail.sites, forward.weights.stacked(probes), prompts, new_tokens=9, stops=stops)
+    decode = Decoder(tail.tail, tail.sites, 9, stops)
+    found = decode(forward.weights.stacked(probes), prompts, range(len(prompts)))
     for probe, said in zip(probes, found, strict=True):
         with forward.weights.at(probe):
-            assert said == hf.generate(lm, prompts, new_tokens=9, stops=stops)
+            assert said == generation.generate(lm, prompts, new_tokens=9, stops=stops)
     assert len({str(said) for said in found}) > 3, "members should diverge"
     assert {len(tokens) for said in found for tokens in said} > {9}, "some should stop early"
 
@@ -520,7 +523,7 @@ def test_decoding_again_computes_nothing_new() -> None:
 
 def test_stop_tokens_are_all_that_hold_a_stop_character() -> None:
     lm = tiny.make()
-    stops = hf.stop_tokens(lm, ["\n", "bad and"])
+    stops = generation.stop_tokens(lm, ["\n", "bad and"])
     texts_ = lm.tokenizer.batch_decode([[i] for i in range(len(lm.tokenizer))])
     assert stops == sorted({i for i, t in enumerate(texts_) if "\n" in t} | {lm.tokenizer.eos_token_id})
 
@@ -528,8 +531,8 @@ def test_stop_tokens_are_all_that_hold_a_stop_character() -> None:
 def test_text_is_cut_at_the_first_stop_string() -> None:
     lm = tiny.make()
     tokens = token_ids(lm, "a good book\na bad film\n")
-    assert hf.text_of(lm, tokens, ["\n", "book"]) == "a good "
-    assert hf.text_of(lm, tokens, ["great"]) == "a good book\na bad film\n"
+    assert generation.text_of(lm, tokens, ["\n", "book"]) == "a good "
+    assert generation.text_of(lm, tokens, ["great"]) == "a good book\na bad film\n"
 
 
 # Label rows
@@ -585,13 +588,13 @@ def test_merging_without_label_rows_changes_nothing() -> None:
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_merged_adapters_give_plain_layers_with_the_same_logits(family: str, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    lm = tiny.make(family)
+    lm = adapters.adapted(tiny.make(family), "lora:2")
     ids = torch.tensor([token_ids(lm, PROMPTS[1])])
     weights = tiny.weights(lm, subsets.select(lm, "lora:2", []))
     weights.load({n: torch.full_like(t, 0.05) for n, t in weights.state_dict().items()})
     before, tuned = tiny.make(family).model(ids).logits, lm.model(ids).logits
     assert float((tuned - before).detach().abs().max()) > 0.01
-    subsets.merged_adapters(lm)
+    adapters.merged(lm)
     lm.model.save_pretrained(tmp_path)
     again: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(again(ids).logits, tuned, atol=BOUND, rtol=0)
@@ -631,7 +634,7 @@ def test_subsets_name_what_they_say(family: str) -> None:
 )
 def test_a_wrong_subset_is_refused_with_the_cure(tune: str, message: str) -> None:
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
-        subsets.select(tiny.make(), tune, [])
+        subsets.select(adapters.adapted(tiny.make(), tune), tune, [])
 
 
 # Law 8, and the evaluation around it
@@ -714,10 +717,10 @@ def test_the_beginning_of_text_comes_once_and_the_end_of_text_never() -> None:
     ids, ends = hf.encode(lm, "a good book")
     assert ids[0] == 0 and 0 not in ids[1:] and lm.tokenizer.eos_token_id not in ids
     assert ends == [0, *(end for _, end in lm.tokenizer("a good book", return_offsets_mapping=True)["offset_mapping"][1:])]
-    without = CausalLM(lm.model, tiny.tokenizer("eos"), "gpt2-like")
+    without = LanguageModel(lm.model, tiny.tokenizer("eos"), "gpt2-like")
     assert hf.encode(without, "a good book")[0][0] != 0
     for kind in ("left out", "both ends"):
-        assert hf.encode(CausalLM(lm.model, tiny.tokenizer(kind), kind), "a good book") == (ids, ends)
+        assert hf.encode(LanguageModel(lm.model, tiny.tokenizer(kind), kind), "a good book") == (ids, ends)
 
 
 # A real model
@@ -727,7 +730,7 @@ def test_the_beginning_of_text_comes_once_and_the_end_of_text_never() -> None:
 def test_tinystories_is_at_chance_on_sst2() -> None:
     lm = hf.load(str(SHARED / "models" / "TinyStories-656K"))
     spec = read_task(find_task("sst2"))
-    examples = data.load(spec, SHARED / "data", sizes=(1, 1, None)).test
+    examples = data.load(data.Form(spec), SHARED / "data", data.Sizes(1, 1)).test
     pool = Pool(lm, spec, examples)
     outputs = Evaluation(ForwardScorer(pool, None, None), BUILTIN["accuracy"]).at_rest(everything(pool))
     assert 0.49 <= BUILTIN["accuracy"](outputs, examples) <= 0.54

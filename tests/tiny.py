@@ -1,4 +1,4 @@
-"""Tiny random causal models of five families, with byte-level BPE tokenizers trained on a few lines: offline, in no time."""
+"""Tiny random models, causal of five families and masked of two, with tokenizers made of a few lines: offline, at once."""
 
 import re
 from collections.abc import Sequence
@@ -6,9 +6,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
     Gemma2Config,
     GPT2Config,
     GraniteConfig,
@@ -17,9 +19,10 @@ from transformers import (
     OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    RobertaConfig,
 )
 
-from zo_objectives.language.hf import CausalLM
+from zo_objectives.language.hf import LanguageModel
 from zo_objectives.language.outputs import Example
 from zo_objectives.search.geometry import Dense, Scaled
 from zo_objectives.search.rules import make_rule
@@ -29,6 +32,7 @@ from zo_objectives.subsets import Subset
 CONTEXT = 64
 DEPTH = 3
 FAMILIES = ("llama", "opt", "gpt2", "qwen2", "mistral")
+MASKED = ("roberta", "bert")
 UNPLAIN = ("granite", "gemma2")  # logits are scaled, or capped, behind the output head
 TIED = ("opt", "gpt2", "qwen2")
 LINES = (
@@ -58,6 +62,58 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=specials[0], eos_token=specials[-1])
 
 
+@cache
+def masked_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """As RoBERTa's, whose mask takes the space before it, or as BERT's: lower-cased words in pieces."""
+    if family == "roberta":
+        specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        words = Tokenizer(models.BPE())
+        words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=300, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        )
+        names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+        names |= {"bos_token": "<s>", "eos_token": "</s>"}
+        mask: Any = AddedToken("<mask>", lstrip=True)
+    else:
+        specials = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+        words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        words.normalizer = normalizers.BertNormalizer()
+        words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        words.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=specials, show_progress=False)
+        names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+        mask = "[MASK]"
+    words.train_from_iterator(LINES, trainer)
+    first, last = names["cls_token"], names["sep_token"]
+    ends = [(t, words.token_to_id(t)) for t in (first, last)]
+    words.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", special_tokens=ends)
+    return PreTrainedTokenizerFast(tokenizer_object=words, mask_token=mask, **names)
+
+
+def make_masked(family: str = "roberta", dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """A masked model in which every tensor is random."""
+    words = masked_tokenizer(family)
+    kind = {"roberta": RobertaConfig, "bert": BertConfig}[family]
+    config = kind(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=DEPTH, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=CONTEXT, pad_token_id=words.pad_token_id, type_vocab_size=2,
+    )  # fmt: skip
+    model: Any = AutoModelForMaskedLM.from_config(config, dtype=dtype)
+    _randomise(model)
+    return LanguageModel(model.eval().requires_grad_(False), words, f"tiny-{family}", masked=True)
+
+
+def _randomise(model: Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if "norm" in name.lower() or re.search(r"\bln_\w+\.weight", name) else 0.0
+            parameter.copy_(centre + 0.25 * torch.randn(parameter.shape, generator=generator))
+
+
 def _config(family: str, vocabulary: int) -> Any:
     sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 4}
     common = {"vocab_size": vocabulary, "max_position_embeddings": CONTEXT, "tie_word_embeddings": family in TIED}
@@ -82,22 +138,18 @@ def _config(family: str, vocabulary: int) -> Any:
     raise AssertionError(family)
 
 
-def make(family: str = "llama", dtype: torch.dtype = torch.float32, kind: str = "bos") -> CausalLM:
+def make(family: str = "llama", dtype: torch.dtype = torch.float32, kind: str = "bos") -> LanguageModel:
     """A model in which every tensor is random, norms and biases too, so that nothing cancels by chance."""
     words = tokenizer(kind)
     model: Any = AutoModelForCausalLM.from_config(_config(family, len(words)), dtype=dtype)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            centre = 1.0 if "norm" in name or re.search(r"\bln_\w+\.weight", name) else 0.0
-            parameter.copy_(centre + 0.25 * torch.randn(parameter.shape, generator=generator))
-    return CausalLM(model.eval().requires_grad_(False), words, f"tiny-{family}")
+    _randomise(model)
+    return LanguageModel(model.eval().requires_grad_(False), words, f"tiny-{family}")
 
 
 def choice(index: int, prompt: str, options: Sequence[str], label: int = 0) -> Example:
     return Example(index, prompt, {"text": prompt}, tuple(options), label)
 
 
-def weights(lm: CausalLM, subset: Subset, store: str = "inference") -> Weights:
+def weights(lm: LanguageModel, subset: Subset, store: str = "inference") -> Weights:
     rule = make_rule("sgd", learning_rate=0.1, schedule="constant", steps=10, weight_decay=0.0)
     return Weights(lm.model, subset.names, geometry=Scaled(Dense(), subset.gains), rule=rule, store=store)

@@ -12,6 +12,19 @@ if TYPE_CHECKING:
     from zo_objectives.api import tune as tune
     from zo_objectives.errors import InputError as InputError
     from zo_objectives.errors import RunError as RunError
+    from zo_objectives.errors import SkipStep as SkipStep
+    from zo_objectives.language.objectives import Isolation as Isolation
+    from zo_objectives.language.objectives import Limit as Limit
+    from zo_objectives.language.objectives import Objective as Objective
+    from zo_objectives.language.objectives import Scored as Scored
+    from zo_objectives.language.objectives import from_evaluate as from_evaluate
+    from zo_objectives.language.objectives import from_sklearn as from_sklearn
+    from zo_objectives.language.objectives import from_trl as from_trl
+    from zo_objectives.language.objectives import isolated as isolated
+    from zo_objectives.language.objectives import product as product
+    from zo_objectives.language.objectives import resolve as resolve
+    from zo_objectives.language.objectives import subject_to as subject_to
+    from zo_objectives.language.objectives import weighted as weighted
     from zo_objectives.search.adaptive import Adaptive as Adaptive
     from zo_objectives.search.adaptive import backprop_norms as backprop_norms
     from zo_objectives.search.adaptive import parameter_norms as parameter_norms
@@ -60,9 +73,20 @@ _WHERE = {
         "Tuned",
         "tune",
     ),
-    "errors": (
-        "InputError",
-        "RunError",
+    "errors": ("InputError", "RunError", "SkipStep"),
+    "language.objectives": (
+        "Isolation",
+        "Limit",
+        "Objective",
+        "Scored",
+        "from_evaluate",
+        "from_sklearn",
+        "from_trl",
+        "isolated",
+        "product",
+        "resolve",
+        "subject_to",
+        "weighted",
     ),
     "search.estimators": (
         "Clipped",

@@ -7,11 +7,12 @@ from typing import Any
 
 import pandas as pd
 
+from zo_objectives.compare import run_folder
 from zo_objectives.config import make_config, merge, method_settings, task_settings
-from zo_objectives.language.objectives import Objective, from_callable
+from zo_objectives.language.objectives import Objective, resolve
 from zo_objectives.language.tasks import load_task
 from zo_objectives.replay import restore
-from zo_objectives.run import execute
+from zo_objectives.run import NOTES, execute
 from zo_objectives.workbench import Workbench
 
 
@@ -21,6 +22,12 @@ class Tuned:
 
     folder: Path
     results: pd.DataFrame
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the results should know: odd things about the objective, the data, steps left out."""
+        path = self.folder / NOTES
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
     def model(self) -> tuple[Any, Any]:
         """The tuned transformers model, at its best step on validation, and its tokenizer."""
@@ -41,14 +48,13 @@ def tune(
     `task` is a name or a YAML file, `objective` a name or a callable (see objectives.py for the forms), `settings` are
     those of config.RunConfig. A run that was left in `output` is taken up again. Raises InputError, RunError.
     """
-    own = None if objective is None or isinstance(objective, str) else objective
-    resolved = own if isinstance(own, Objective) or own is None else from_callable(own)
     name = objective if isinstance(objective, str) else None
+    resolved = None if objective is None or name is not None else resolve(objective)
     spec, _ = load_task(task, Path(settings["include_path"]) if settings.get("include_path") else None)
     given = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
     method = given.setdefault("method", "zo")
     merged = method_settings(merge(task_settings(spec), given), method)
     config = make_config({**merged, "task": task, "objective": name})
-    folder = Path(output) if output else Path("runs") / f"{Path(task).stem}-{method}-seed{config.seed}"
+    folder = Path(output) if output else Path(run_folder(config))
     execute(config, folder, bench=Workbench.open(config, resolved) if resolved else None, show=show)
     return Tuned(folder, pd.read_csv(folder / "results.csv"))

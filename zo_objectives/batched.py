@@ -6,16 +6,18 @@ Costs are charged as they are one after another: a member's pass is a pass. See 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zo_objectives.language import hf
-from zo_objectives.language.hf import Pass, continuations, member_logits, micro_batches, pad, plan, repeated
+from zo_objectives.language import passes
+from zo_objectives.language.generation import continuations
 from zo_objectives.language.outputs import Generations, Outputs
+from zo_objectives.language.passes import Pass, member_logits, pad, plan, prompt_batches, repeated
 from zo_objectives.language.sheet import Ids, Ints, Ranges, Sheet
-from zo_objectives.scoring import ForwardScorer, Indices, Kind, Pool
+from zo_objectives.scoring import ForwardScorer, Indices, Kind, Pool, Scorer
 from zo_objectives.search.estimators import Probe
 from zo_objectives.search.members import members, verify
 from zo_objectives.search.overlay import Overlay
@@ -25,8 +27,8 @@ from zo_objectives.trunk import Trunk
 TRIED = (3, 2, 16)  # probes, sequences and tokens on which a model is tried before members are batched in it
 
 
-class BatchedScorer:
-    """Up to `limit` probes in one pass, and no more than keep it within hf.MICRO_TOKENS padded tokens.
+class BatchedScorer(Scorer):
+    """Up to `limit` probes in one pass, and no more than keep it within passes.MICRO_TOKENS padded tokens.
 
     Needs low-rank noise where matrices are tuned. What it says is what a ForwardScorer says, up to the order of sums (law 5:
     1e-4 nats in float32). Raises InputError for a model in which members cannot be batched: at the latest when it is tried
@@ -39,38 +41,41 @@ class BatchedScorer:
         self._tried = not weights.store.exact  # weights that drift when they are probed are not tried
 
     @torch.no_grad()
-    def outputs(self, kind: Kind, probes: Sequence[Probe], indices: Indices) -> list[Outputs]:
+    def outputs(self, kind: Kind, probes: Sequence[Probe], indices: Indices, draw: int = 0) -> list[Outputs]:
         if not any(probe.scale for probe in probes):
-            return self._resting.outputs(kind, probes, indices)
+            return self._resting.outputs(kind, probes, indices, draw)
         sheet = None if kind is Kind.TEXT else self.pool.sheet(kind).take(indices)
-        sequences = [self.pool.prompts[i] for i in indices.tolist()] if sheet is None else sheet.sequences
+        numbers = indices.tolist()
+        sequences = [self.pool.prompts[i] for i in numbers] if sheet is None else sheet.sequences
         self._try(probes, sequences)
-        most = max(1, hf.MICRO_TOKENS // max(map(len, sequences)))
+        most = max(1, passes.MICRO_TOKENS // max(map(len, sequences)))
         size = min(most, len(probes), self.limit or most)
         parts = [probes[start : start + size] for start in range(0, len(probes), size)]
         if sheet is None:
-            said = [member for part in parts for member in self._said(part, sequences, hf.MICRO_TOKENS // size)]
+            say = partial(self._said, prompts=sequences, numbers=numbers, tokens=passes.MICRO_TOKENS // size, draw=draw)
+            said = [member for part in parts for member in say(part)]
             self.pool.charge(len(probes), kind, indices, sum(len(tokens) for member in said for tokens in member))
             return [Generations([self.pool.text(tokens) for tokens in member]) for member in said]
         self.pool.charge(len(probes), kind, indices)
-        passes = plan(self.pool.lm, sheet, hf.MICRO_TOKENS // size)
-        states = [self.trunk.states(work, sheet.sequences) if self.trunk else None for work in passes]
-        values = torch.cat([self._likelihoods(part, sheet, passes, states) for part in parts])
+        planned = plan(self.pool.lm, sheet, passes.MICRO_TOKENS // size)
+        states = [self.trunk.states(work, sheet.sequences) if self.trunk else None for work in planned]
+        values = torch.cat([self._likelihoods(part, sheet, planned, states) for part in parts])
         return [self.pool.outputs(kind, sheet, member) for member in values]
 
     def _likelihoods(
-        self, probes: Sequence[Probe], sheet: Sheet, passes: Sequence[Pass], states: Sequence[Tensor | None]
+        self, probes: Sequence[Probe], sheet: Sheet, planned: Sequence[Pass], states: Sequence[Tensor | None]
     ) -> Tensor:
         """[members, examples, options]."""
         columns = sheet.columns if sheet.closed else None
-        values = torch.tensor(-torch.inf)
+        values = torch.zeros(())
         with members(self.weights, probes, rows=1) as overlay:
-            for work, state in zip(passes, states, strict=True):
+            for work, state in zip(planned, states, strict=True):
                 logits = self._logits(overlay, work, state)
                 chosen = logits if columns is None else logits[..., torch.from_numpy(columns).to(logits.device)]
-                found = _at_sites(sheet, work.sites.cpu().numpy()).likelihoods(chosen, columns)
-                values = torch.maximum(values.to(found), found)  # an option is read in one pass, and is -inf in the others
-        return values
+                part = _at_sites(sheet, work.sites.cpu().numpy())
+                found = part.likelihoods(chosen, columns)
+                values = values.to(found) + found.masked_fill(part.missing(found.device), 0.0)
+        return values.masked_fill(sheet.missing(values.device), -torch.inf)
 
     def _logits(self, overlay: Overlay, work: Pass, state: Tensor | None) -> Tensor:
         """[members, sites of the pass, vocabulary]."""
@@ -81,15 +86,19 @@ class BatchedScorer:
         with given, overlay.by_member_in(self.pool.lm.model.get_output_embeddings()):
             return member_logits(self.pool.lm, work, overlay.count)
 
-    def _said(self, probes: Sequence[Probe], prompts: Sequence[Ids], tokens: int) -> list[list[list[int]]]:
-        """Greedy continuations [members][prompts]; passes of at most `tokens` padded tokens for each member."""
-        pool, lm = self.pool, self.pool.lm
+    def _said(
+        self, probes: Sequence[Probe], prompts: Sequence[Ids], numbers: Sequence[int], tokens: int, draw: int
+    ) -> list[list[list[int]]]:
+        """Continuations [members][prompts]; passes of at most `tokens` padded tokens for each member."""
+        pool, lm, sampler = self.pool, self.pool.lm, self.pool.sampler(draw)
         said: list[list[list[int]]] = [[[] for _ in prompts] for _ in probes]
         with members(self.weights, probes, rows=1) as overlay:
-            for group in micro_batches(prompts, tokens):
+            for group in prompt_batches(lm, prompts, tokens):
                 overlay.fit(len(group))
                 batch = repeated(pad(prompts, group, lm.padding, lm.device, left=True), len(probes))
-                for row, text in enumerate(continuations(lm, batch, new_tokens=pool.new_tokens, stops=pool.stops)):
+                of = [numbers[r] for r in group] * len(probes)
+                texts = continuations(lm, batch, new_tokens=pool.new_tokens, stops=pool.stops, sampler=sampler, examples=of)
+                for row, text in enumerate(texts):
                     member, place = divmod(row, len(group))
                     said[member][group[place]] = text
         return said
@@ -124,5 +133,6 @@ def _at_sites(sheet: Sheet, sites: Ints) -> Sheet:
         read_site=place[sheet.read_site[reads]],
         read_token=sheet.read_token[reads],
         read_option=sheet.read_option[reads],
+        read_weight=sheet.read_weight[reads],
         reads_of=Ranges.of(counts.tolist()),
     )

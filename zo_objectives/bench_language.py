@@ -80,7 +80,7 @@ def members_part(setting: Setting) -> Iterator[Row]:
 
 
 def _config(setting: Setting, tune: str) -> RunConfig:
-    task = "sst2" if setting.data_dir else "reviews"
+    task = "sst2_good_bad" if setting.data_dir else "reviews"
     own = {"task": task, "model": setting.model, "data_dir": setting.data_dir, "tune": tune, "objective": "accuracy"}
     return make_config({**own, "dtype": setting.dtype, "device": setting.device, "n_validation": 64, "n_test": 64})
 

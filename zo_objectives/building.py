@@ -6,7 +6,7 @@ import numpy as np
 
 from zo_objectives import subsets
 from zo_objectives.batched import BatchedScorer
-from zo_objectives.config import RunConfig
+from zo_objectives.config import HOW, RunConfig
 from zo_objectives.errors import InputError, unknown
 from zo_objectives.language import hf
 from zo_objectives.losses import cross_entropy
@@ -44,7 +44,7 @@ def batch_of(seed: int, size: int, train: Indices, t: int) -> Indices:
     return np.sort(rng.choice(train, min(size, len(train)), replace=False))
 
 
-def build_geometry(config: RunConfig, lm: hf.CausalLM, subset: Subset) -> Geometry:
+def build_geometry(config: RunConfig, lm: hf.LanguageModel, subset: Subset) -> Geometry:
     """Noise, mask and gains."""
     name, _, rank = config.noise.partition(":")
     inner: Geometry = LowRank(int(rank or 1)) if name == "low-rank" else Dense(Law[name.upper()])
@@ -61,7 +61,7 @@ def build_layers(config: RunConfig, subset: Subset) -> Layers | None:
     return by_layer(subset.names, Modified(config.layerwise.modified)) if wanted else None
 
 
-def build_weights(config: RunConfig, lm: hf.CausalLM, row_tokens: list[int]) -> tuple[Weights, Subset]:
+def build_weights(config: RunConfig, lm: hf.LanguageModel, row_tokens: list[int]) -> tuple[Weights, Subset]:
     """The tuned weights as the configuration says, on a model at its base."""
     subset = subsets.select(lm, config.tune, row_tokens)
     if not config.relative:
@@ -128,14 +128,14 @@ def build_search(bench: Workbench, pool: Pool, config: RunConfig) -> Search:
         raise unknown("weight store", config.store, stores)
     objective = bench.objective(config)
     kind_for(bench.spec, objective)
-    weights, subset = build_weights(config, bench.lm, bench.row_tokens())
+    weights, subset = build_weights(config, pool.lm, bench.row_tokens())
     estimator, measured = build_estimator(config, weights), build_adaptive(config, bench, pool)
     scorer = scorer_for(pool, weights, subset, config.trunk_mb << 20, bench.sites)
     if isinstance(scorer, TailScorer):
         bench.sites = scorer.sites
     elif isinstance(scorer, ForwardScorer) and config.members == "batched":
         scorer = BatchedScorer(pool, weights, scorer.trunk)
-    return Search(weights, estimator, Evaluation(scorer, objective), subset, measured)
+    return Search(weights, estimator, Evaluation(scorer, objective, config.steps), subset, measured)
 
 
 def header_of(config: RunConfig, search: Search, bench: Workbench) -> Header:
@@ -145,7 +145,7 @@ def header_of(config: RunConfig, search: Search, bench: Workbench) -> Header:
         search.estimator,
         config.seed,
         search.adaptive,
-        config=config.model_dump(mode="json"),
+        config=config.model_dump(mode="json", exclude=HOW),
         row_tokens=bench.row_tokens() if "head" in config.tune.split("+") else [],
         versions=versions(),
     )

@@ -11,7 +11,9 @@ Point = tuple[float, float]
 
 MOST_POINTS = 400  # of one polyline: a pixel or two apart
 LABEL_GAP = 15.0  # pixels between the baselines of two direct labels
-LEFT, TOP, BOTTOM = 46.0, 14.0, 44.0  # margins in pixels; the right one is what the labels need
+AROUND = 30.0  # pixels on both sides of a label, where a thread leads to it from the end of its line
+LETTER = 7.6  # pixels of a label's letter
+LEFT, TOP, BOTTOM = 46.0, 14.0, 44.0  # margins in pixels; the right one is what the labels need, up to half the width
 
 
 class Line(NamedTuple):
@@ -78,12 +80,16 @@ def spread(wanted: Sequence[float], high: float) -> list[float]:
 
 
 def line_chart(lines: Sequence[Line], size: tuple[int, int], x_name: str, y_name: str, zero: bool = False) -> Markup:
-    """The chart as an <svg>; `zero` makes the y axis start at 0. Nothing where no line has a finite point."""
+    """The chart as an <svg>, taller where the labels need it; `zero` makes the y axis start at 0. Nothing where no line
+    has a finite point."""
     lines = [line._replace(points=kept) for line in lines if (kept := decimate(line.points))]
     if all(line.shape == "level" for line in lines):
         return Markup("")
-    width, height = size
-    x = _x_axis(lines, LEFT, width - 16.0 - 7.6 * max(len(line.label) for line in lines))
+    most = int((size[0] / 2 - AROUND) / LETTER)
+    lines = [line._replace(label=_shorten(line.label, most)) for line in lines]
+    labels = [line.label for line in lines if line.label]
+    width, height = size[0], max(size[1], math.ceil(TOP + BOTTOM + LABEL_GAP * len(labels)))
+    x = _x_axis(lines, LEFT, width - AROUND - LETTER * max(map(len, labels), default=0))
     y = _y_axis(lines, height - BOTTOM, TOP, zero)
     marks = "".join([*_frame(x, y, x_name), *(_draw(line, x, y) for line in lines), *_labels(lines, x, y)])
     box = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
@@ -143,8 +149,15 @@ def _draw(line: Line, x: Axis, y: Axis) -> str:
 
 
 def _labels(lines: Sequence[Line], x: Axis, y: Axis) -> Iterator[str]:
-    """Direct labels in the right margin, each as near its line's last value as the others allow."""
+    """Direct labels in the right margin, each as near its line's last value as the others allow, with a thread to it."""
     named = [line for line in lines if line.label]
-    heights = spread([y.at(line.points[-1][1]) for line in named], y.start)
-    for line, height in zip(named, heights, strict=True):
-        yield _text(x.stop + 7, height, f"label {line.style}", line.label)
+    ends = [y.at(line.points[-1][1]) for line in named]
+    for line, end, height in zip(named, ends, spread(ends, y.start), strict=True):
+        way = f"M{x.stop + 2:.1f} {end:.1f}L{x.stop + 18:.1f} {height:.1f}"
+        yield f'<path class="thread {escape(line.style)}" d="{way}"></path>'
+        yield _text(x.stop + 21, height, f"label {line.style}", line.label)
+
+
+def _shorten(label: str, most: int) -> str:
+    """A label of at most `most` letters, its end left out where it is longer."""
+    return label if len(label) <= most else label[: max(most - 1, 0)] + "\N{HORIZONTAL ELLIPSIS}"

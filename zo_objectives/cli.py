@@ -35,20 +35,38 @@ Include = Annotated[
     Path | None, typer.Option("--include-path", "--include_path", help="A folder with task files of your own.")
 ]
 ObjectiveOption = Annotated[
-    str | None, typer.Option("--objective", help="A name (objectives ls), module:function or file.py:function.")
+    str | None, typer.Option("--objective", help="A name, module:function, file.py:function or a sum; see objectives ls.")
 ]
-Tune = Annotated[str | None, typer.Option("--tune", help="all, head, norms, layers:A-B, lora, pattern:REGEX; joined by +.")]
+Tune = Annotated[
+    str | None,
+    typer.Option("--tune", help="all, head, norms, layers:A-B, pattern:REGEX, lora, prefix, prompt; joined by +."),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as key=value; repeat it.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="How many, from 0, or the seeds themselves, as in 13,21,42.")]
 Budget = Annotated[int | None, typer.Option("--budget", help="Forward passes for each zeroth-order run.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="A YAML file of settings, also under tasks.TASK and methods.METHOD.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
-def _settings(*, set_: list[str] | None, **given: Any) -> dict[str, Any]:
-    """The user's settings: options first, then --set."""
-    from zo_objectives.config import merge, parse_set
+def _settings(*, set_: list[str] | None, config: Path | None = None, **given: Any) -> dict[str, Any]:
+    """The user's settings: a file's first, then options, then --set."""
+    from zo_objectives.config import merge, parse_set, read_settings
 
     options = {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
-    return merge(options, parse_set(set_ or []))
+    return merge(merge(read_settings(config) if config else {}, options), parse_set(set_ or []))
+
+
+def _seeds(text: str) -> list[int]:
+    """`3` is 0, 1, 2; `13,21` is those; `13,` is one."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts[:-1]) or not (parts[-1].isdigit() or (len(parts) > 1 and not parts[-1])):
+        raise InputError(f"--seeds {text}: give a number of seeds, as in 3, or the seeds, as in 13,21,42.")
+    seeds = [int(part) for part in parts if part] if len(parts) > 1 else list(range(int(text)))
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {text}: give at least one seed, and each once.")
+    return seeds
 
 
 def _command() -> str:
@@ -75,9 +93,12 @@ def demo(
 def compare(
     tasks: Annotated[list[str], typer.Argument(help="Task names or YAML files.")],
     methods: Annotated[
-        str, typer.Option(help="zero-shot, mezo-ce, ft, zo; separated by commas.")
+        str,
+        typer.Option(
+            help="zero-shot, calibrated, icl, lp, ft, mezo-ce, zo; METHOD:TUNE, as in ft:lora; lp+METHOD; with commas."
+        ),
     ] = "zero-shot,mezo-ce,ft,zo",
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 3,
+    seeds: Seeds = "3",
     budget: Budget = None,
     model: Model = None,
     data_dir: DataDir = None,
@@ -85,6 +106,7 @@ def compare(
     objective: ObjectiveOption = None,
     tune: Tune = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the comparison; runs that are there are kept.")] = None,
+    config: Config = None,
     set_: Set = None,
     quiet: Quiet = False,
 ) -> None:
@@ -92,11 +114,10 @@ def compare(
     from zo_objectives.compare import plan_runs
 
     _quiet_libraries()
-    settings = _settings(
-        set_=set_, model=model, data_dir=data_dir, include_path=include_path, objective=objective, tune=tune
-    )
+    options = {"model": model, "data_dir": data_dir, "include_path": include_path, "objective": objective, "tune": tune}
+    settings = _settings(set_=set_, config=config, **options)
     names = [m.strip() for m in methods.split(",") if m.strip()]
-    plan = plan_runs(tasks, names, range(seeds), settings, budget=budget, demo=False)
+    plan = plan_runs(tasks, names, _seeds(seeds), settings, budget=budget, demo=False)
     _compare(plan, output or Path("comparisons") / "-".join(Path(t).stem for t in tasks), quiet)
 
 
@@ -166,7 +187,7 @@ def _print_table(results: Any) -> None:
 @app.command()
 def run(
     task: Annotated[str, typer.Argument(help="Task name or YAML file.")],
-    method: Annotated[str, typer.Option(help="zo, mezo-ce, ft or zero-shot.")] = "zo",
+    method: Annotated[str, typer.Option(help="A method, METHOD:TUNE or lp+METHOD; see compare.")] = "zo",
     model: Model = None,
     data_dir: DataDir = None,
     include_path: Include = None,
@@ -176,11 +197,12 @@ def run(
     budget: Budget = None,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
     output: Annotated[Path | None, typer.Option(help="The run's folder; an unfinished run there is taken up again.")] = None,
+    config: Config = None,
     set_: Set = None,
     quiet: Quiet = False,
 ) -> None:
     """One run. Interrupt it with Ctrl-C and give the same command to go on."""
-    from zo_objectives.compare import plan_runs
+    from zo_objectives.compare import plan_runs, run_folder
     from zo_objectives.report import write_report
 
     _quiet_libraries()
@@ -192,7 +214,7 @@ def run(
         "tune": tune,
         "steps": steps,
     }
-    settings = _settings(set_=set_, **given)
+    settings = _settings(set_=set_, config=config, **given)
     plan = plan_runs([task], [method], [seed], settings, budget=budget, demo=False)
     if not plan.configs:
         raise InputError(plan.notes[0])
@@ -200,12 +222,65 @@ def run(
 
     from zo_objectives.run import execute
 
-    folder = output or Path("runs") / f"{Path(task).stem}-{method}-seed{seed}"
+    folder = output or Path(run_folder(plan.configs[0]))
     with _interruptible():
         execute(plan.configs[0], folder, show=not quiet)
     _print_table(pd.read_csv(folder / "results.csv"))
     _print_start_and_best(folder)
     typer.echo(f"Run: {folder}\nReport: {write_report([folder], folder / 'report.html')}")
+
+
+@app.command()
+def sweep(
+    tasks: Annotated[list[str], typer.Argument(help="Task names or YAML files.")],
+    methods: Annotated[str, typer.Option(help="As in compare; separated by commas.")] = "mezo-ce",
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", help="paper: MeZO's grids; or key=value,value; repeat it.")
+    ] = None,
+    seeds: Seeds = "1",
+    budget: Budget = None,
+    model: Model = None,
+    data_dir: DataDir = None,
+    include_path: Include = None,
+    objective: ObjectiveOption = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the sweep; runs that are there are kept.")] = None,
+    config: Config = None,
+    set_: Set = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run methods at every point of a grid of settings, and choose on validation. Ctrl-C, then the same command goes on."""
+    import pandas as pd
+
+    from zo_objectives.config import RunConfig
+    from zo_objectives.language.hf import is_masked_folder
+    from zo_objectives.sweep import parse_grid, plan_sweep, run_sweep
+
+    _quiet_libraries()
+    options = {"model": model, "data_dir": data_dir, "include_path": include_path, "objective": objective}
+    settings = _settings(set_=set_, config=config, **options)
+    names = [m.strip() for m in methods.split(",") if m.strip()]
+    chosen = None if grid is None or grid == ["paper"] else parse_grid(grid)
+    masked = is_masked_folder(str(settings.get("model", RunConfig.model_fields["model"].default)))
+    points = plan_sweep(tasks, names, _seeds(seeds), chosen, settings, masked=masked, budget=budget)
+    folder = output or Path("sweeps") / "-".join(Path(t).stem for t in tasks)
+    with _interruptible():
+        path = run_sweep(points, folder, show=not quiet, say=typer.echo)
+    _print_sweep(pd.read_csv(path))
+    typer.echo(f"\nTable: {path}")
+
+
+def _print_sweep(frame: Any) -> None:
+    from rich.table import Table
+
+    from zo_objectives.results import console
+
+    table = Table("task", "method", "point", "validation", "test", "", box=None)
+    for (task, method), points in frame.groupby(["task", "method"], sort=False):
+        for point, rows in points.groupby("point", sort=False):
+            means = f"{rows['validation'].mean():.3f}", f"{rows['test'].mean():.3f}"
+            table.add_row(str(task), str(method), str(point), *means, "chosen" if rows["chosen"].any() else "")
+        table.add_section()
+    console().print(table)
 
 
 @app.command()
@@ -272,6 +347,33 @@ def bench(
     typer.echo(f"\nTable: {write(rows, setting, output, _command())}")
 
 
+@app.command()
+def memory(
+    shapes: Annotated[str, typer.Option(help="OPT's: 125m, 350m, 1.3b, 2.7b, 6.7b, 13b, 30b, 66b; by commas.")] = "125m",
+    tokens: Annotated[int, typer.Option(help="Tokens of a text.")] = 400,
+    batch: Annotated[int, typer.Option(help="Texts in a batch.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    output: Annotated[Path, typer.Option(help="Where memory.csv and memory.md go; cells that are there are kept.")] = Path(
+        "zo-memory"
+    ),
+    attention: Annotated[str, typer.Option(help="sdpa, or eager as in 2023.")] = "sdpa",
+    limit_gib: Annotated[
+        float | None, typer.Option("--limit-gib", min=0, help="Measure nothing larger, 0: nothing; what is free else.")
+    ] = None,
+) -> None:
+    """Measure what a step needs: inference, ICL, MeZO, fine-tuning; by arithmetic where it does not fit here."""
+    _quiet_libraries()
+    from zo_objectives.memory import Plan, measure
+    from zo_objectives.memory_table import show
+
+    names = tuple(s.strip().lower() for s in shapes.split(",") if s.strip())
+    plan = Plan(names, tokens, batch, device, attention, limit_gib)
+    with _interruptible():
+        found = measure(plan, output, _command(), lambda record: typer.echo(record.told))
+    show(found)
+    typer.echo(f"\nPage:  {output / 'memory.md'}\nTable: {output / 'memory.csv'}")
+
+
 @tasks_app.command("ls")
 def tasks_ls(include_path: Include = None) -> None:
     """Every task: its form, metric and what it is."""
@@ -311,13 +413,15 @@ def tasks_validate(
     include_path: Include = None,
 ) -> None:
     """Load every task's data, render and tokenise it, and say what is wrong."""
+    from zo_objectives.language.hf import load
     from zo_objectives.language.tasks import task_files
     from zo_objectives.validate import validate
 
     _quiet_libraries()
     problems = 0
+    lm = load(model)
     for name in names or task_files(include_path):
-        for line, good in validate(name, model, data_dir, include_path):
+        for line, good in validate(name, lm, data_dir, include_path):
             problems += not good
             typer.echo(line, err=not good)
     if problems:
@@ -326,20 +430,18 @@ def tasks_validate(
 
 @objectives_app.command("ls")
 def objectives_ls() -> None:
-    """The built-in objectives: name, definition, range. All are higher-is-better."""
+    """Every objective that has a name: its definition, range and source. All are better the higher they are."""
     from rich.table import Table
 
-    from zo_objectives.language.objectives import BUILTIN
+    from zo_objectives.language.listing import OTHERS, rows
     from zo_objectives.results import console
 
-    table = Table("objective", "what it is", box=None)
-    for name, objective in BUILTIN.items():
-        table.add_row(name, objective.about)
+    table = Table("objective", "what it is", "range", "source", box=None)
+    for row in rows():
+        name = f"{row.name} ({row.aliases})" if row.aliases else row.name
+        table.add_row(name, row.about, row.bounds, row.source)
     console().print(table)
-    typer.echo(
-        "\nOr your own, as module:function or file.py:function, taking (predictions, references), (outputs, examples) or"
-        " (completions, **columns)."
-    )
+    typer.echo(f"\n{OTHERS}")
 
 
 def _quiet_libraries() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,12 +12,35 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from zo_objectives.errors import InputError, unknown
 from zo_objectives.language.tasks import TaskSpec
 
+
+@dataclass(frozen=True)
+class Kind:
+    """A method: what it is, and the settings that make it so."""
+
+    about: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tunes: str | None = None  # the setting that `METHOD:TUNE` stands for
+    loss: bool = False  # whether it needs a cross-entropy
+
+
 METHODS = {
-    "zero-shot": "the model as it is",
-    "mezo-ce": "forward passes only, on cross-entropy (MeZO's objective), with the same estimator and forwards as zo",
-    "ft": "backprop fine-tuning of all parameters with AdamW, best of a small grid of learning rates chosen on validation",
-    "zo": "forward passes only, on the metric itself",
+    "zero-shot": Kind("the model as it is"),
+    "calibrated": Kind("zero-shot, calibrated by a content-free prompt", {"scoring": "calibrated"}),
+    "icl": Kind("in-context learning: demonstrations before every prompt", {"demonstrations": 32}),
+    "lp": Kind("linear probing: logistic regression on the last hidden state; its strength is chosen on validation"),
+    "ft": Kind(
+        "backprop fine-tuning with AdamW, best of a small grid of learning rates chosen on validation",
+        tunes="ft.tune",
+        loss=True,
+    ),
+    "mezo-ce": Kind(
+        "forward passes only, on cross-entropy (MeZO's objective), with the same estimator and forwards as zo",
+        tunes="tune",
+        loss=True,
+    ),
+    "zo": Kind("forward passes only, on the metric itself", tunes="tune"),
 }
+AFTER = "lp"  # `lp+METHOD` begins where linear probing ends
 
 
 NOISE = r"rademacher|gaussian|low-rank(:[1-9]\d*)?"
@@ -39,10 +63,24 @@ class FineTuning(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    tune: str = Field("all", description="what is tuned; see zo_objectives.subsets")
+
     learning_rates: tuple[float, ...] = Field((3e-4, 1e-3, 3e-3), min_length=1)
     steps: int = Field(200, ge=1, description="optimiser steps for each learning rate")
     batch: int = Field(32, ge=1, description="examples a step")
     weight_decay: float = Field(0.0, ge=0)
+    checkpointing: bool = Field(False, description="activations are computed again in the backward pass, not kept")
+    autocast: bool = Field(False, description="float32 weights, bfloat16 matrix products")
+
+
+class Isolation(BaseModel):
+    """How a user's function is kept apart from the run: see zo_objectives.language.isolation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    timeout: float | None = Field(None, gt=0, description="seconds for one batch")
+    workers: int = Field(0, ge=0, le=256, description="processes that score while the model goes on")
+    pure: bool = Field(False, description="what it says of an output on an example never changes, and is remembered")
 
 
 class LayerWise(BaseModel):
@@ -68,6 +106,8 @@ class RunConfig(BaseModel):
     data_dir: str | None = None
     include_path: str | None = None
     method: str = "zo"
+    label: str = Field("", description="what the method is called in tables; METHOD, METHOD:TUNE or lp+METHOD")
+    start: Literal["base", "lp"] = Field("base", description="lp: the label rows begin as a linear probe")
     objective: str | None = Field(None, description="what zo climbs; the task's own where not given")
     seed: int = 0
 
@@ -100,15 +140,26 @@ class RunConfig(BaseModel):
     members: Literal["sequential", "batched"] = Field("sequential", description="batched: for low-rank noise")
 
     evaluations: int = Field(12, ge=1, description="how often validation is looked at during a run")
+    on_failure: Literal["stop", "skip-step"] = Field("stop", description="what a failing objective does; never a score of 0")
+    isolation: Isolation = Isolation()
+
     n_train: int | None = Field(None, ge=1)
     n_validation: int | None = Field(1000, ge=1)
     n_test: int | None = Field(2000, ge=1)
-    long_prompts: Literal["error", "drop"] = "error"
+    shots: int | None = Field(None, ge=1, description="examples of each class in train and in validation, instead of n_*")
+    demonstrations: int | None = Field(None, ge=0, description="examples before every prompt; the task's where not given")
+    scoring: Literal["sum", "mean", "calibrated"] = Field("sum", description="how options are scored; see language.sheets")
+    long_prompts: Literal["error", "drop", "cut"] = Field("error", description="cut: they lose their beginning")
     trunk_mb: int = Field(1024, ge=0, description="memory for stored hidden states, in MiB; what is beyond goes to TMPDIR")
     ft: FineTuning = FineTuning()
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
+
+    @property
+    def called(self) -> str:
+        """The method's name in tables."""
+        return self.label or self.method
 
     def forwards(self, steps: int) -> int:
         """Forward passes that so many steps take, those that measure layer sizes aside."""
@@ -118,6 +169,7 @@ class RunConfig(BaseModel):
         return fixed * steps + each * (self.directions * steps if self.growth == "constant" else sum(growing))
 
 
+HOW = {"on_failure", "isolation"}  # settings that say how a run is made, not which run it is: it may go on with others
 Settings = dict[str, Any]
 
 
@@ -151,22 +203,71 @@ def parse_set(assignments: Sequence[str]) -> Settings:
             value = _numbers(yaml.safe_load(text))
         except yaml.YAMLError as error:
             raise InputError(f"--set {assignment!r}: {text!r} is not a value.") from error
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        settings = merge(settings, value)
+        settings = merge(settings, nested(key, value))
     return settings
 
 
-def method_settings(settings: Mapping[str, Any], method: str) -> Settings:
-    """Settings with those under `methods.<method>` laid over them."""
+def nested(key: str, value: Any) -> Settings:
+    """`{a: {b: value}}` for the key `a.b`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    found: Settings = value
+    return found
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a YAML file. Raises InputError."""
+    try:
+        content = _numbers(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path} cannot be read: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"--config {path} must hold a mapping of settings, found {type(content).__name__}.")
+    return content
+
+
+def for_task(settings: Mapping[str, Any], task: str, tasks: Sequence[str]) -> Settings:
+    """Settings with those under `tasks.<task>` laid over them. Raises InputError for a task that is none of `tasks`."""
+    own = dict(settings)
+    of_tasks = own.pop("tasks", {})
+    if not isinstance(of_tasks, Mapping) or not all(isinstance(t, Mapping) for t in of_tasks.values()):
+        raise InputError("The setting `tasks` must hold one mapping for each task, as in --set tasks.sst2.steps=50.")
+    for name in of_tasks:
+        if name not in tasks:
+            raise unknown("task in the setting `tasks`", name, tasks)
+    return merge(own, of_tasks.get(task, {}))
+
+
+def named(text: str) -> tuple[str, Settings]:
+    """The method and the settings that `METHOD`, `METHOD:TUNE` or `lp+METHOD` stands for. Raises InputError."""
+    first, plus, rest = text.partition("+")
+    start = {"start": AFTER} if plus and first == AFTER and not rest.startswith(":") else {}
+    method, colon, tune = (rest if start else text).partition(":")
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    tunes = METHODS[method].tunes
+    if (colon and not (tunes and tune)) or (start and tunes is None):
+        raise InputError(
+            f"Method {text!r}: write METHOD, METHOD:TUNE with zo, mezo-ce or ft, as in ft:lora, or lp+METHOD with those."
+        )
+    settings = merge({"method": method, "label": text if text != method else "", **start}, METHODS[method].settings)
+    return method, merge(settings, nested(str(tunes), tune)) if colon else settings
+
+
+def method_settings(settings: Mapping[str, Any], text: str) -> Settings:
+    """Settings for a method's name: its own, and those under `methods.<method>`, laid over `settings`.
+
+    What is under `methods.<name>`, as in `methods.ft:lora`, comes last.
+    """
+    method, of_name = named(text)
     own = dict(settings)
     methods = own.pop("methods", {})
     if not isinstance(methods, Mapping) or not all(isinstance(m, Mapping) for m in methods.values()):
         raise InputError("The setting `methods` must hold one mapping for each method, as in --set methods.zo.scale=0.5.")
     for name in methods:
-        if name not in METHODS:
-            raise unknown("method", name, METHODS)
-    return merge(own, methods.get(method, {}))
+        named(name)
+    found = merge(merge(own, of_name), methods.get(method, {}))
+    return merge(found, methods.get(text, {}))
 
 
 def make_config(settings: Mapping[str, Any]) -> RunConfig:
@@ -177,7 +278,7 @@ def make_config(settings: Mapping[str, Any]) -> RunConfig:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            nested: dict[str, type[BaseModel]] = {"ft": FineTuning, "layerwise": LayerWise}
+            nested: dict[str, type[BaseModel]] = {"ft": FineTuning, "layerwise": LayerWise, "isolation": Isolation}
             known = nested.get(str(first["loc"][0]), RunConfig).model_fields
             raise unknown("setting", str(first["loc"][-1]), known) from error
         raise InputError(f"Setting {field}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}.") from error

@@ -12,6 +12,10 @@ class RunError(RuntimeError):
     """The run itself failed; weights and journal are intact and the message says how to go on. Exit code 1."""
 
 
+class SkipStep(RunError):
+    """An evaluator's word that a step is to be left out: nothing is applied, and the run goes on with the next."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An error for `name`, which is no known `kind`, with the nearest known name and the whole list."""
     names = sorted(known)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from zo_objectives.language.hf import plan, sheet_logits
 from zo_objectives.language.objectives import BUILTIN
+from zo_objectives.language.passes import plan, sheet_logits
 from zo_objectives.scoring import Indices, Kind, Pool, kind_for
 
 

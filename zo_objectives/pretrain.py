@@ -19,8 +19,9 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +33,12 @@ from zo_objectives.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Tokenizer
-    from transformers import LlamaForCausalLM
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import LlamaForCausalLM, PreTrainedModel
 
 SPECIAL = ("<pad>", "<s>", "</s>")
 PAD, BOS, EOS = range(3)  # their ids
+ROLES = ("pad_token", "bos_token", "eos_token")
 
 SOURCES = {  # folder under --data-dir: name on the hub, columns
     "imdb": ("stanfordnlp/imdb", ("text", "label")),
@@ -249,7 +251,13 @@ def mixture(read: list[Document], phase: Phase, share: float, settings: Settings
     return out
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> "Tokenizer":
+def train_tokenizer(
+    texts: Iterable[str],
+    vocabulary: int,
+    special: Sequence["str | AddedToken"] = SPECIAL,
+    single: str = "<s> $A",
+    pair: str = "<s> $A $B:1",
+) -> "Tokenizer":
     """A byte-level BPE in which each digit stands alone and every prompt begins with <s>; it loses no text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -257,11 +265,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> "Tokenizer":
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    bos = SPECIAL[BOS]
-    template = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A $B:1", special_tokens=[(bos, BOS)])
-    tokenizer.post_processor = template
+    ids = [(str(token), i) for i, token in enumerate(special)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[*SPECIAL], initial_alphabet=byte_level.alphabet(), show_progress=False
+        vocab_size=vocabulary, special_tokens=[*special], initial_alphabet=byte_level.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
@@ -295,15 +302,15 @@ def new_model(settings: Settings) -> "LlamaForCausalLM":
         return LlamaForCausalLM(config)
 
 
-def new_optimizers(model: "LlamaForCausalLM", settings: Settings, rate: float) -> list["torch.optim.Optimizer"]:
+def new_optimizers(model: "PreTrainedModel", muon_rate: float, adamw_rate: float) -> list["torch.optim.Optimizer"]:
     """Muon on the matrices, AdamW on the norms and the embeddings, which are the head too."""
     import torch
 
     named = list(model.named_parameters())
-    matrices = [p for name, p in named if p.ndim == 2 and "embed_tokens" not in name]
-    others = [p for name, p in named if p.ndim != 2 or "embed_tokens" in name]
-    muon = torch.optim.Muon(matrices, lr=rate * settings.muon_rate, momentum=0.95, weight_decay=0.01)
-    return [muon, torch.optim.AdamW(others, lr=rate * settings.adamw_rate, betas=(0.9, 0.95), weight_decay=0.0)]
+    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in named if p.ndim != 2 or "embed" in name]
+    muon = torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.01)
+    return [muon, torch.optim.AdamW(others, lr=adamw_rate, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
 def schedule(progress: float) -> float:
@@ -339,30 +346,29 @@ def validate(model: "LlamaForCausalLM", rows: Tokens) -> float:
 
 
 def train(
-    model: "LlamaForCausalLM",
-    rows: tuple[Tokens, Tokens],
-    weight: "torch.Tensor",
-    phase: Phase,
-    settings: Settings,
-    rng: np.random.Generator,
+    model: "PreTrainedModel",
+    optimizers: "Sequence[torch.optim.Optimizer]",
+    taken: Iterable[Tokens],
+    loss_of: "Callable[[Tokens], torch.Tensor]",
+    validate: Callable[[], float],
+    minutes: float,
 ) -> dict[str, float]:
-    """Trains `model` in place on rows[0] for the phase's minutes and validates it on rows[1]; the last report."""
+    """Trains `model` in place on the batches `taken` for some minutes and validates it now and then; the last report."""
     import torch
 
-    optimizers, minutes = new_optimizers(model, settings, phase.rate), phase.share * settings.minutes
     groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
     began, tokens, reports, loss = time.monotonic(), 0, 0, torch.tensor(math.nan)
-    for step, batch in enumerate(batches(rows[0], settings.batch, rng)):
+    for step, batch in enumerate(taken):
         progress = min(1.0, (time.monotonic() - began) / (60 * minutes))
         if progress * REPORTS >= reports + 1:
-            reports, held_out = int(progress * REPORTS), validate(model, rows[1])
+            reports, held_out = int(progress * REPORTS), validate()
             counts = f"{progress * minutes:6.2f} min  step {step:5d}  {tokens / 1e6:6.2f} M tokens"
             print(f"{counts}  loss {loss.item():.3f}  validation {held_out:.3f}", flush=True)
         if progress == 1.0:
             break
         for group, peak in groups:
             group["lr"] = peak * schedule(progress)
-        loss = loss_of(model, batch, weight)
+        loss = loss_of(batch)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -372,14 +378,15 @@ def train(
     return {"steps": step, "tokens": tokens, "loss": loss.item(), "validation_loss": held_out}
 
 
-def save(model: "LlamaForCausalLM", tokenizer: "Tokenizer", record: dict[str, Any], output: Path) -> None:
+def save(
+    model: "PreTrainedModel", tokenizer: "Tokenizer", names: Mapping[str, Any], record: dict[str, Any], output: Path
+) -> None:
     """Writes the model in float16, its tokenizer and `training.json` to a folder that `from_pretrained` reads."""
     from transformers import PreTrainedTokenizerFast
 
     model.half().save_pretrained(output)  # type: ignore[no-untyped-call,unused-ignore]
-    names = dict(zip(("pad_token", "bos_token", "eos_token"), SPECIAL, strict=True))
     rest = {"model_max_length": model.config.max_position_embeddings, "clean_up_tokenization_spaces": False}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, **rest)  # type: ignore[no-untyped-call,unused-ignore]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**rest, **names})  # type: ignore[no-untyped-call,unused-ignore]
     fast.save_pretrained(output)
     (output / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -401,9 +408,12 @@ def pretrain(settings: Settings, output: Path, data_dir: Path | None = None) -> 
         rows = pack(seen, tokenizer, settings.row), pack(unseen, tokenizer, settings.row)
         print(f"{len(seen)} documents, {rows[0].size / 1e6:.2f} M tokens", flush=True)
         weight = verdict_weights(tokenizer, settings.model["vocab_size"], phase.verdict_weight)
-        phases.append(train(model, rows, weight, phase, settings, order))
+        optimizers = new_optimizers(model, phase.rate * settings.muon_rate, phase.rate * settings.adamw_rate)
+        taken, minutes = batches(rows[0], settings.batch, order), phase.share * settings.minutes
+        loss, held_out = partial(loss_of, model, weight=weight), partial(validate, model, rows[1])
+        phases.append(train(model, optimizers, taken, loss, held_out, minutes))
     record = {"settings": asdict(settings), "phases": phases}
-    save(model, tokenizer, record, output)
+    save(model, tokenizer, dict(zip(ROLES, SPECIAL, strict=True)), record, output)
     return record
 
 

@@ -1,12 +1,13 @@
-"""What members say, read out of the tail: likelihoods of options and targets, and greedy text."""
+"""What members say, read out of the tail: likelihoods of options and targets, and text."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from zo_objectives.language.generation import Sampler
 from zo_objectives.language.sheet import Ids, Ints, Sheet
 from zo_objectives.tail import Sites, Stacked, Tail, member_count
 
@@ -43,36 +44,47 @@ def open_likelihoods(tail: Tail, stacked: Stacked, hidden: Tensor, sheet: Sheet)
     return torch.cat([sheet.likelihoods(tail.logits(group, tail.normed(group, hidden)), None) for group in groups])
 
 
-def decode(
-    tail: Tail, sites: Sites, stacked: Stacked, prompts: Sequence[Ids], *, new_tokens: int, stops: Sequence[int]
-) -> list[list[list[int]]]:
-    """Greedy continuations of every prompt by every member, [members][prompts]; a stop token ends one and is included.
+@dataclass(frozen=True)
+class Decoder:
+    """Continuations by all members at once. Members that have said the same to a prompt so far share one hidden state."""
 
-    Members that have said the same to a prompt so far share one hidden state, and what any of them said is remembered.
-    """
-    members = member_count(stacked)
-    said: list[list[Ids]] = [list(prompts) for _ in range(members)]
-    alive = [list(range(len(prompts))) for _ in range(members)]
-    stop = set(stops)
-    for _ in range(new_tokens):
-        widths = np.array([len(a) for a in alive])
-        if not widths.any():
-            break
-        numbers = np.zeros((members, widths.max()), dtype=np.int64)
-        numbers[np.arange(widths.max()) < widths[:, None]] = sites.of_prefixes(
-            [said[m][i] for m in range(members) for i in alive[m]]
-        )
-        chosen = _argmax(tail, stacked, sites.at(numbers))
-        for m in range(members):
-            tokens = chosen[m].tolist()
-            for i, token in zip(alive[m], tokens, strict=False):
-                said[m][i] = (*said[m][i], token)
-            alive[m] = [i for i, token in zip(alive[m], tokens, strict=False) if token not in stop]
-    return [[list(ids[len(prompt) :]) for ids, prompt in zip(row, prompts, strict=True)] for row in said]
+    tail: Tail
+    sites: Sites
+    new_tokens: int
+    stops: Sequence[int]
+    sampler: Sampler | None = None
 
+    def __call__(self, stacked: Stacked, prompts: Sequence[Ids], examples: Sequence[int]) -> list[list[list[int]]]:
+        """Continuations [members][prompts]; a stop token ends one and is included. `examples` number the prompts."""
+        members = member_count(stacked)
+        said: list[list[Ids]] = [list(prompts) for _ in range(members)]
+        alive = [list(range(len(prompts))) for _ in range(members)]
+        stop = set(self.stops)
+        for position in range(self.new_tokens):
+            widths = np.array([len(a) for a in alive])
+            if not widths.any():
+                break
+            there = np.arange(widths.max()) < widths[:, None]
+            numbers, of = np.zeros(there.shape, dtype=np.int64), np.zeros(there.shape, dtype=np.int64)
+            numbers[there] = self.sites.of_prefixes([said[m][i] for m in range(members) for i in alive[m]])
+            of[there] = [examples[i] for a in alive for i in a]
+            chosen = self._next(stacked, self.sites.at(numbers), of, position)
+            for m in range(members):
+                tokens = chosen[m].tolist()
+                for i, token in zip(alive[m], tokens, strict=False):
+                    said[m][i] = (*said[m][i], token)
+                alive[m] = [i for i, token in zip(alive[m], tokens, strict=False) if token not in stop]
+        return [[list(ids[len(prompt) :]) for ids, prompt in zip(row, prompts, strict=True)] for row in said]
 
-def _argmax(tail: Tail, stacked: Stacked, hidden: Tensor) -> NDArray[np.int64]:
-    """The likeliest next token at states [members, sites, d], as [members, sites], with at most CELLS logits at a time."""
-    step = max(1, CELLS // (len(tail.weight) * len(hidden)))
-    parts = [tail.logits(stacked, tail.normed(stacked, h)).argmax(-1) for h in torch.split(hidden, step, dim=1)]
-    return torch.cat(parts, dim=1).cpu().numpy()
+    def _next(self, stacked: Stacked, hidden: Tensor, examples: Ints, position: int) -> Ints:
+        """The next tokens [members, sites] at states [members, sites, d], with at most CELLS logits at a time."""
+        step = max(1, CELLS // (len(self.tail.weight) * len(hidden)))
+        parts = []
+        for start in range(0, hidden.shape[1], step):
+            part = slice(start, start + step)
+            logits = self.tail.logits(stacked, self.tail.normed(stacked, hidden[:, part]))
+            if self.sampler is not None:
+                flat = self.sampler.perturbed(logits.flatten(0, 1), examples[:, part].ravel().tolist(), position)
+                logits = flat.view_as(logits)
+            parts.append(logits.argmax(-1))
+        return torch.cat(parts, dim=1).cpu().numpy()

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from zo_objectives import adapters, probing
 from zo_objectives.building import build_weights
 from zo_objectives.config import make_config
 from zo_objectives.errors import InputError
@@ -13,14 +14,14 @@ from zo_objectives.language import hf
 from zo_objectives.results import make_folder, read_history
 from zo_objectives.search import journal
 from zo_objectives.search.weights import Weights
-from zo_objectives.subsets import merged_adapters, merged_head
+from zo_objectives.subsets import merged_head
 
 
 @dataclass(frozen=True)
 class Restored:
     """A model as it was after `step` of `steps` steps, and its best step on validation."""
 
-    lm: hf.CausalLM
+    lm: hf.LanguageModel
     weights: Weights
     step: int
     steps: int
@@ -46,7 +47,9 @@ def restore(folder: Path, step: int | None = None, model: str | None = None) -> 
     target = step if step is not None else best if best is not None else len(records)
     if not 0 <= target <= len(records):
         raise InputError(f"{folder} has steps 0 to {len(records)}; there is no step {target}.")
-    lm = hf.load(model or config.model, dtype=config.dtype, device=config.device)
+    lm = adapters.adapted(hf.load(model or config.model, dtype=config.dtype, device=config.device), config.tune)
+    if start := probing.start_of(folder):
+        probing.put_rows(lm, start)
     weights, _ = build_weights(config, lm, header["row_tokens"])
     journal.replay(header, records[:target], weights)
     return Restored(lm, weights, target, len(records), best)
@@ -68,7 +71,7 @@ def export(folder: Path, output: Path, step: int | None = None, model: str | Non
     """Writes the model after `step` as transformers' own folder, adapters and label rows merged into it."""
     found = restore(folder, step, model)
     make_folder(output)
-    merged_adapters(found.lm)
+    adapters.merged(found.lm)
     merged_head(found.lm)
     found.lm.model.save_pretrained(output)
     found.lm.tokenizer.save_pretrained(output)

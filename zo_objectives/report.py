@@ -1,8 +1,8 @@
 """One self-contained HTML page from the folders of a comparison or of single runs.
 
-`summary` is the arithmetic (mean, spread over seeds, gain over zero-shot), `write_report` the page. The page states
-what the numbers say: a difference counts as won or lost only when it exceeds the spread of the seeds. The same
-folders give the same bytes: nothing here looks at the clock.
+`summary` is the arithmetic (mean, spread over seeds, gain over zero-shot), `pivot` tasks x methods, `write_report` the
+page. The page states what the numbers say: a difference counts as won or lost only when it exceeds the spread of the
+seeds, and neither where one seed shows none. The same folders give the same bytes: nothing here looks at the clock.
 """
 
 import json
@@ -11,11 +11,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from zo_objectives.charts import Line, line_chart, strip
 from zo_objectives.errors import InputError
@@ -24,12 +26,24 @@ WORDS = ["task", "model", "method", "objective", "tune", "split", "metric", "run
 COSTS = ["forwards", "examples", "tokens", "seconds", "peak_memory_mb", "parameters"]
 NUMBERS = ["seed", "value", "n", *COSTS, "best_step"]
 HISTORY = ["step", "forwards", "tie_rate", "validation"]
-RUN = ["task", "model", "method", "objective", "tune", "seed"]  # what one run is known by
-ORDER = ("zero-shot", "icl", "lp", "mezo-ce", "ft", "zo")  # of the methods, everything else after them
-OVERALL = ("zero-shot", "mezo-ce", "ft", "zo")  # the columns of the table over all tasks
-UNTUNED = ("zero-shot", "icl")  # methods for which objective and tuned parameters mean nothing
-STYLES = {"zo": "c0", "mezo-ce": "c1", "ft": "c2", "icl": "c3", "lp": "c4", "zero-shot": "c5"}
-ZO = re.compile(r"zo\b")  # tuning on the objective with forward passes, and variants of it
+RUN = ["task", "model", "method", "objective", "tune", "precision", "seed"]  # what one run is known by
+GROUPS = {  # of the methods, in their usual order; everything else after them
+    "no training": ("zero-shot", "calibrated", "icl"),
+    "probing": ("lp",),
+    "backprop": ("ft",),
+    "zeroth-order": ("mezo-ce", "zo"),
+}
+ORDER = tuple(chain(*GROUPS.values()))
+FORWARD = set(ORDER) - set(GROUPS["backprop"])  # the methods that take nothing but forward passes of the model
+UNTUNED = (*GROUPS["no training"], "lp")  # methods for which objective and tuned parameters mean nothing
+SEEDLESS = ("zero-shot", "calibrated")  # methods for which one seed is as good as many
+AFTER = "lp+"  # what the label of a method begins with that starts where linear probing ends
+STYLES = {"zo": "c0", "mezo-ce": "c1", "ft": "c2", "icl": "c3", "lp": "c7", "zero-shot": "c5", "calibrated": "c4"}
+VARIANTS = 4  # looks of one colour, one for each method of a family
+MANY = 5  # notes; more are folded away
+OPTIONAL = ["dtype"]  # columns of results.csv that old files lack
+OF_SEED = re.compile(r"(.*), seed (\d+)(: .*)", re.DOTALL)  # a note of one run
+WORD = re.compile(r"[\w-]+(?:[:+][\w-]+)*")  # `zo:lora` and `lp+zo` are one word, `sst2:` is `sst2`
 STRETCHES = 60  # of training that tie rates are averaged over: a single step has few pairs
 SHOWN = {"fixed": 3, "broken": 3, "right": 1, "wrong": 1, "better": 3, "worse": 3, "changed": 3, "unchanged": 2}
 
@@ -44,6 +58,7 @@ class Source(NamedTuple):
     results: pd.DataFrame
     about: dict[str, Any]
     config: str
+    notes: list[str]
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -56,11 +71,16 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     sources = [_source(folder) for folder in {Path(folder).resolve(): Path(folder) for folder in folders}.values()]
     results = merge(sources)
     methods = sorted(set(results["method"]), key=_rank)
+    sections = [_section(runs, methods, sources) for _, runs in results.groupby(["task", "model"], sort=False)]
+    table = pivot(results, {section["task"]: section["metrics"][0] for section in sections})
     page = _template().render(
-        sections=[_section(runs, methods, sources) for _, runs in results.groupby(["task", "model"], sort=False)],
-        overall=[name for usual in OVERALL for name in [one for one in methods if base(one) == usual] or [usual]],
+        sections=sections,
+        groups=[(title, len(list(names))) for title, names in groupby(methods, _group)],
+        standing=standing(table, [section["direction"] for section in sections]),
+        forwards=_forwards(results, methods),
         methods=methods,
         sources=sources,
+        tasks={section["task"] for section in sections},
     )
     try:
         output.write_text(page, encoding="utf-8", newline="\n")
@@ -87,26 +107,93 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     return table.take(sorted(range(len(table)), key=places.__getitem__)).reset_index(drop=True)
 
 
+def pivot(results: pd.DataFrame, metrics: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """One row a task and model: `metric`, `split`, and for every method the mean of that metric over seeds.
+
+    The metric is the one `metrics` names for the task, else the task's first; the split is test where a task has it.
+    Methods are in their usual order; NaN where a task lacks one.
+    """
+    rows, task = summary(results), ["task", "model"]
+    methods = sorted(set(rows["method"]), key=_rank)
+    chosen = results.groupby("task", sort=False)["metric"].first().to_dict() | dict(metrics or {})
+    rows = rows[rows["metric"] == rows["task"].map(chosen)]
+    tested = rows.groupby(task)["split"].transform(lambda splits: splits.eq("test").any())
+    rows = rows[(rows["split"] == "test") | ~tested.astype("bool")]
+    wide = rows.pivot(index=task, columns="method", values="mean").reindex(columns=methods)
+    table = rows.drop_duplicates(task).set_index(task)[["metric", "split"]]
+    return table.join(wide).rename_axis(columns="method")
+
+
+def standing(table: pd.DataFrame, directions: Sequence[int]) -> dict[str, pd.Series]:
+    """Of a pivot with several rows, for every method that each row has: its mean rank, 1 the highest, ties sharing
+    theirs; and its mean, where the rows have one metric. A direction of -1 means that lower is better."""
+    scores = table.drop(columns=["metric", "split"]).dropna(axis="columns")
+    if len(scores) < 2 or len(scores.columns) < 2:
+        return {}
+    ranks = scores.mul(pd.Series(directions, scores.index), axis="index").round(3).rank(axis="columns", ascending=False)
+    alike = table["metric"].nunique() == 1 and table["split"].nunique() == 1
+    return ({"mean": scores.mean()} if alike else {}) | {"mean rank": ranks.mean()}
+
+
 def base(method: str) -> str:
-    """The method a label stands for: `zo` of `zo · lora`."""
+    """The name that a label begins with: `zo:lora` of `zo:lora · accuracy`."""
     return method.partition(" · ")[0]
 
 
-def _rank(method: str) -> tuple[int, str]:
-    """Where a method stands: the usual order first, then by name; a variant stands where its method does."""
-    return (ORDER.index(base(method)) if base(method) in ORDER else len(ORDER), method)
+def family(method: str) -> str:
+    """The method that a label is a form of: `zo` of `zo:lora`, of `lp+zo` and of `zo · accuracy`."""
+    return base(method).removeprefix(AFTER).partition(":")[0]
+
+
+def _rank(method: str) -> tuple[int, bool, str]:
+    """Where a method stands: the usual order first, then by name; forms of a method stand beside it."""
+    place = ORDER.index(family(method)) if family(method) in ORDER else len(ORDER)
+    return place, method.startswith(AFTER), method
+
+
+def _group(method: str) -> str:
+    """The title that a method stands under."""
+    return next((title for title, names in GROUPS.items() if family(method) in names), "other")
+
+
+def _forwards(results: pd.DataFrame, methods: Sequence[str]) -> dict[tuple[float, float], list[str]]:
+    """The methods by the fewest and the most forward passes that a run of theirs took in training, cheap ones first."""
+    spent = results.dropna(subset="forwards").groupby("method")["forwards"]
+    fewest, most = spent.min().to_dict(), spent.max().to_dict()
+    found = dict[tuple[float, float], list[str]]()
+    for name in (name for name in methods if name in fewest):
+        found.setdefault((fewest[name], most[name]), []).append(name)
+    return dict(sorted(found.items()))
 
 
 def _source(folder: Path) -> Source:
-    """Read a folder; comparison.json and config.yaml are optional."""
+    """Read a folder; comparison.json and config.yaml are optional, and so is notes.txt of a run."""
     if not (folder / "results.csv").is_file():
         raise InputError(f"{folder} holds no results.csv. Give the output folder of `compare` or `run`.")
-    results = _read_csv(folder / "results.csv", WORDS, NUMBERS)
+    results = _read_csv(folder / "results.csv", [*WORDS, *OPTIONAL], NUMBERS)
     if results.empty:
         raise InputError(f"{folder / 'results.csv'} has no rows: nothing finished there. Run it again, then report.")
-    about, config = folder / "comparison.json", folder / "config.yaml"
+    about, config, notes = folder / "comparison.json", folder / "config.yaml", folder / "notes.txt"
     known = _read_json(about, "\0")[0] if about.is_file() else {}
-    return Source(folder, results, known, config.read_text(encoding="utf-8") if config.is_file() else "")
+    run = results.iloc[0]
+    said = [f"{run['task']}, {run['method']}, seed {run['seed']:g}: {line}" for line in _lines(notes)]
+    return Source(folder, results, known, "\n".join(_lines(config)), merge_notes([*known.get("notes", []), *said]))
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file; none where there is no such file."""
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def merge_notes(notes: Sequence[str]) -> list[str]:
+    """The notes, each once; those that differ only in `, seed N:` become one, `, seeds M, N:`, where the first stood."""
+    seeds = dict[tuple[str, str], list[str]]()
+    for note in notes:
+        found = OF_SEED.fullmatch(note)
+        what, seed, said = found.groups() if found else (note, "", "")
+        others = seeds.setdefault((what, said), [])
+        others += [seed] if seed and seed not in others else []
+    return [f"{what}, seed{'s' * (len(n) > 1)} {', '.join(n)}{said}" if n else what for (what, said), n in seeds.items()]
 
 
 def _read_json(path: Path, separator: str) -> list[dict[str, Any]]:
@@ -122,33 +209,36 @@ def _read_json(path: Path, separator: str) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path, words: list[str], numbers: list[str]) -> pd.DataFrame:
-    """The named columns of a CSV file, words as text ("" where blank) and numbers as floats (NaN where blank)."""
+    """The named columns of a CSV file, words as text ("" where blank or optional) and numbers as floats (NaN where
+    blank)."""
     cure = "Repeat the run that wrote it, or leave its folder out."
     try:
         table = pd.read_csv(path, dtype="str", keep_default_na=False)
-        missing = [name for name in (*words, *numbers) if name not in table.columns]
+        missing = [name for name in (*words, *numbers) if name not in (*table.columns, *OPTIONAL)]
         if not missing:
             table[numbers] = table[numbers].replace("", "nan").astype("float64")
-            return table[[*words, *numbers]]
+            return table.reindex(columns=[*words, *numbers], fill_value="")
     except (ValueError, OSError) as error:
         raise InputError(f"Cannot read {path}: {error}. {cure}") from error
     raise InputError(f"{path} lacks the columns {', '.join(missing)}. {cure}")
 
 
 def merge(sources: Sequence[Source]) -> pd.DataFrame:
-    """All rows with their `folder`. A run found twice counts once; a method that was run in several ways (objective,
-    tuned parameters, or the same seed with another outcome) becomes several, labelled `method · what differs`."""
+    """All rows with their `folder`. A run found twice counts once; a method that was run in several ways (objective, tuned
+    parameters, dtype, or the same seed with another outcome) becomes several, labelled `method · what differs`."""
     root = os.path.commonpath([source.folder.resolve() for source in sources])
     folders = {str(source.folder): os.path.relpath(source.folder.resolve(), root) for source in sources}
     table = pd.concat([source.results.assign(folder=str(source.folder)) for source in sources], ignore_index=True)
     table["place"] = table["folder"].map(folders)
     table.loc[table["method"].isin(UNTUNED), ["objective", "tune"]] = ""
+    dtypes = set(table["dtype"]) - {""}
+    table["precision"] = table["dtype"].replace("", dtypes.pop() if len(dtypes) == 1 else "unknown")
     kept = dict[object, pd.DataFrame]()
     for key, rows in table.groupby([*RUN, "folder"], sort=False, dropna=False):
         kept.setdefault((key[:-1], repr(rows[["split", "metric", "value"]].to_numpy().tolist())), rows)
     table = pd.concat(kept.values()).sort_index()
     for _, rows in table.groupby(["task", "model", "method"], sort=False):
-        ways = [name for name in ("objective", "tune") if rows[name].nunique() > 1]
+        ways = [name for name in ("objective", "tune", "precision") if rows[name].nunique() > 1]
         ways += ["place"] * bool(rows.duplicated([*RUN, "split", "metric"]).any())
         if ways:
             table.loc[rows.index, "method"] = rows["method"] + " · " + rows[ways].agg(", ".join, axis=1)
@@ -166,13 +256,16 @@ def _section(runs: pd.DataFrame, methods: Sequence[str], sources: Sequence[Sourc
     head = {name: row for (name, part, metric), row in cells.items() if (part, metric) == (split, metrics[0])}
     direction = 1 if info.get("higher_is_better", True) else -1
     missing = [name for name in methods if name not in names and name == base(name)]
-    styles, histories = _styles(names), _histories(runs)
+    styles, histories = _styles(methods), _histories(runs)
     return {
         **{"task": task, "model": rows["model"].iloc[0], "info": info, "metrics": metrics, "split": split},
         **{"cells": cells, "head": head, "direction": direction, "missing": missing, "styles": styles},
         "ways": {name: part.iloc[0] for name, part in runs.groupby("method", sort=False)},
         "best": _best(head, direction),
-        "verdicts": {name: _verdicts(head, name, direction) for name in head if ZO.match(name)},
+        "forward": _best({name: row for name, row in head.items() if family(name) in FORWARD}, direction),
+        "seeds": max(row["seeds"] for row in head.values()),
+        **{"dtypes": sorted(set(runs["dtype"])), "typed": runs["dtype"].nunique() > 1},
+        "verdicts": {name: _verdicts(head, name, direction) for name in head if family(name) == "zo"},
         "strips": _strips(runs[(runs["split"] == split) & (runs["metric"] == metrics[0])], styles),
         "curve": [*_levels(cells, metrics[0], styles, histories), *_curves(histories, styles)],
         "ties": list(_ties(histories, styles)),
@@ -187,20 +280,26 @@ def _best(head: Mapping[str, Row], direction: int) -> set[str]:
 
 
 def _verdicts(head: Mapping[str, Row], zo: str, direction: int) -> dict[str, list[tuple[str, float]]]:
-    """Which methods a variant of zo beats or loses to, and by how much; `level` within the spread of the seeds."""
-    told: dict[str, list[tuple[str, float]]] = {"beats": [], "loses": [], "level": []}
+    """Which methods a form of zo beats or loses to, and by how much; `level` within the spread of the seeds. Where one
+    seed shows no spread it is only `ahead`, `behind` or `even`."""
+    told: dict[str, list[tuple[str, float]]] = {how: [] for how in ("beats", "loses", "level", "ahead", "behind", "even")}
     for name, row in head.items():
         ahead = (head[zo]["mean"] - row["mean"]) * direction
-        noise = math.hypot(*(std for std in (head[zo]["std"], row["std"]) if not math.isnan(std)))
-        if not ZO.match(name) and not math.isnan(ahead):
-            told["level" if abs(ahead) <= noise + 1e-9 else "beats" if ahead > 0 else "loses"].append((name, ahead))
+        stds = [head[zo]["std"], *([] if family(name) in SEEDLESS and row["seeds"] == 1 else [row["std"]])]
+        if family(name) != "zo" and not math.isnan(ahead):
+            level, won, lost = ("even", "ahead", "behind") if any(map(math.isnan, stds)) else ("level", "beats", "loses")
+            noise = 0.0005 if level == "even" else math.hypot(*stds) + 1e-9
+            told[level if abs(ahead) <= noise else won if ahead > 0 else lost].append((name, ahead))
     return told
 
 
-def _styles(names: Sequence[str]) -> dict[str, str]:
-    """A CSS class for the colour of every method, the usual methods always the same."""
-    spare = iter(("c6", "c7", "c3", "c4", "c2", "c1") * len(names))
-    return {name: STYLES.get(name) or next(spare) for name in names}
+def _styles(methods: Sequence[str]) -> dict[str, str]:
+    """CSS classes of every method: its family's colour, the usual ones always the same, and its look within the family."""
+    spare = iter(("c6", "c4", "c3", "c7", "c2", "c1") * len(methods))
+    families = {name: list(names) for name, names in groupby(sorted(methods, key=_rank), family)}
+    colours = {name: STYLES.get(name) or next(spare) for name in families}
+    looks = {name: look % VARIANTS for names in families.values() for look, name in enumerate(names)}
+    return {name: colours[family(name)] + (f" v{looks[name]}" if looks[name] else "") for name in methods}
 
 
 def _strips(runs: pd.DataFrame, styles: Mapping[str, str]) -> dict[str, Any]:
@@ -255,7 +354,8 @@ def _points(table: pd.DataFrame, column: str) -> list[tuple[float, float]]:
 
 def _predictions(runs: pd.DataFrame, split: str) -> dict[str, Any]:
     """What the first run of zo with predictions changed: how often, and the first few cases of each kind."""
-    for _, run in runs[runs["method"].str.match(ZO)].sort_values("seed", kind="stable").iterrows():
+    tuned = (run for run in runs.to_dict("records") if family(run["method"]) == "zo")
+    for run in sorted(tuned, key=lambda run: (_rank(run["method"]), run["seed"])):
         path = Path(run["folder"]) / run["run"] / "predictions.jsonl"
         if path.is_file():
             rows = [row for row in _read_json(path, "\n") if row.get("split") == split]
@@ -289,11 +389,23 @@ def _shorten(text: str, most: int = 260) -> str:
     return text if len(text) <= most else f"{text[: most * 2 // 3].rstrip()} \u2026 {text[-most // 3 :].lstrip()}"
 
 
+def _parts(name: str) -> Markup:
+    """A method's name as a heading that breaks behind `:`, `+` and spaces only."""
+    parts = re.findall(r"[^\s:+]+[:+]?|[:+]|\s+", name)
+    return Markup("").join(part if part.isspace() else Markup("<b>{}</b>").format(part) for part in parts)
+
+
+def _about(notes: Sequence[str], task: str, missing: Sequence[str], tasks: set[str]) -> list[str]:
+    """The notes that name a task, and those that name no task but a method that it lacks."""
+    named = [(note, set(WORD.findall(note))) for note in notes]
+    return [note for note, words in named if task in words or (not words & tasks and words & set(missing))]
+
+
 @cache
 def _template() -> Template:
     """The page's template: every text that is not markup of ours is escaped."""
     places = FileSystemLoader(Path(__file__).parent / "assets")
     page = Environment(loader=places, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"number": _number, "shorten": _shorten, "words": re.compile(r"[\w-]+").findall}
-    page.globals |= {"line_chart": line_chart}
+    page.filters |= {"number": _number, "shorten": _shorten, "parts": _parts, "about": _about}
+    page.globals |= {"line_chart": line_chart, "many": MANY, "after": AFTER}
     return page.get_template("report.html.jinja")

@@ -36,6 +36,7 @@ class ResultRow:
     peak_memory_mb: float
     parameters: int
     best_step: int | None
+    dtype: str = ""
     run: str = "."
 
 
@@ -107,6 +108,30 @@ class History:
         """The first row with the highest validation score."""
         seen = [r for r in self.rows if r.validation is not None]
         return max(seen, key=lambda r: (r.validation, -r.step), default=None)
+
+
+class Components:
+    """components.csv of a run: of each step what its scores were made of, by name, the mean over members."""
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path = path
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines[1:] if line.partition(",")[0].isdigit() and int(line.partition(",")[0]) <= keep]
+            write_atomically(path, "\n".join([lines[0], *kept]) + "\n")
+
+    def append(self, step: int, scores: Sequence[float]) -> None:
+        """Notes the parts of a step's scores, where they have any (see objective.Scored)."""
+        parts = [score.parts for score in scores if hasattr(score, "parts")]
+        means = {name: sum(p[name] for p in parts) / len(parts) for name in (parts[0] if parts else {})}
+        if not means:
+            return
+        new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if new:
+                writer.writerow(["step", "component", "value"])
+            writer.writerows([step, name, value] for name, value in means.items())
 
 
 def last_step(path: Path) -> int:

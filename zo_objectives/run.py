@@ -13,13 +13,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from zo_objectives import probing
 from zo_objectives.building import Search, batch_of, build_search, header_of
-from zo_objectives.config import RunConfig, dump, read_config
+from zo_objectives.config import HOW, RunConfig, dump, read_config
 from zo_objectives.errors import InputError, RunError
-from zo_objectives.language.objectives import Objective
+from zo_objectives.failures import Skipping
+from zo_objectives.language.examine import notes
+from zo_objectives.language.objectives import Failure, Objective, scoring
 from zo_objectives.language.outputs import Outputs
 from zo_objectives.predictions import records
+from zo_objectives.probing import START
 from zo_objectives.results import (
+    Components,
     History,
     HistoryRow,
     PeakMemory,
@@ -37,6 +42,8 @@ from zo_objectives.search.journal import Journal
 from zo_objectives.search.loop import climb
 from zo_objectives.search.weights import Realised
 from zo_objectives.workbench import Workbench
+
+NOTES = "notes.txt"  # what a reader of a run's results should know
 
 
 @dataclass
@@ -59,10 +66,11 @@ class Run:
     def __init__(self, bench: Workbench, config: RunConfig, output: Path, *, show: bool) -> None:
         self.bench, self.config, self.output, self.show = bench, config, output, show
         self.memory = PeakMemory()
+        self.notes = list(bench.notes)  # what a reader of the results should know
 
     @contextmanager
     def bar(self, total: int, initial: int) -> Iterator[Any]:
-        name = f"{self.config.task} {self.config.method} seed {self.config.seed}"
+        name = f"{self.config.task} {self.config.called} seed {self.config.seed}"
         with tqdm(
             total=total,
             initial=initial,
@@ -77,27 +85,45 @@ class Run:
     def watch(self, scorer: Scorer, metrics: list[Objective], indices: Indices) -> tuple[dict[str, float], Outputs]:
         """Every metric on some examples, and what the headline metric looked at."""
         examples, seen, values = scorer.pool.at(indices), dict[Kind, Outputs](), {}
-        for metric in metrics:
-            evaluation = Evaluation(scorer, metric)
-            if evaluation.kind not in seen:
-                seen[evaluation.kind] = evaluation.at_rest(indices)
-            values[metric.name] = metric(seen[evaluation.kind], examples)
+        with scoring(steps=self.config.steps, tokenize=scorer.pool.tokenize):
+            for metric in metrics:
+                evaluation = Evaluation(scorer, metric)
+                if evaluation.kind not in seen:
+                    seen[evaluation.kind] = evaluation.at_rest(indices)
+                values[metric.name] = metric(seen[evaluation.kind], examples)
         return values, seen[kind_for(scorer.pool.spec, metrics[0])]
 
+    def begin(self, pool: Pool) -> None:
+        """Puts the run's start into the model: nothing, or the label rows of a linear probe, which are kept for replays."""
+        if self.config.start == "base":
+            return
+        path, bench = self.output / START, self.bench
+        bench.stale = True
+        if not path.exists():
+            save_weights(path, probing.label_rows(pool, bench.train, bench.validation, bench.metrics[0]))
+        probing.put_rows(pool.lm, load_file(path))
+
     def check_objective(self, search: Search) -> None:
-        """Scores a few examples before anything is spent, so that a failing callable is wrong input, not a failed run."""
-        few = self.bench.train[: min(8, len(self.bench.train))]
-        try:
-            search.evaluation.objective(search.evaluation.at_rest(few), search.evaluation.scorer.pool.at(few))
-        except RunError as error:
-            raise InputError(f"{error} Nothing was run; mend the function and try again.") from error
+        """Scores a few examples before anything is spent, so that a failing callable is wrong input, not a failed run.
+
+        What is odd about it becomes a note.
+        """
+        few, evaluation = self.bench.train[: min(8, len(self.bench.train))], search.evaluation
+        outputs, examples = evaluation.at_rest(few), evaluation.scorer.pool.at(few)
+        with scoring(steps=self.config.steps, tokenize=evaluation.scorer.pool.tokenize):
+            try:
+                self.notes += notes(evaluation.objective, outputs, examples)
+            except RunError as error:
+                if self.config.on_failure == "stop":
+                    raise InputError(f"{error} Nothing was run; mend the function and try again.") from error
 
     def zeroth_order(self) -> list[ResultRow]:
         """Climbs, keeps the best weights on validation, and measures them."""
         bench, config = self.bench, self.config
-        pool = bench.fresh()
+        pool = bench.fresh(config.tune)
+        self.begin(pool)
         search = build_search(bench, pool, config)
-        tail = isinstance(search.evaluation.scorer, TailScorer)
+        tail = isinstance(search.evaluation.scorer, TailScorer) and config.start == "base"
         base = search.weights.state_dict() if tail else None
         bench.stale = True  # until the base is back
         try:
@@ -116,13 +142,15 @@ class Run:
         with Journal.open(self.output / "journal.zoj", header_of(config, search, bench), at_most=known) as log:
             _, before = self.watch(scorer, headline, bench.test)
             history = History(self.output / "history.csv", len(log.records))
+            skipping = Skipping(self.output / "skipped.jsonl", len(log.records))
+            components = Components(self.output / "components.csv", len(log.records))
             clock = Clock(history.rows[-1].seconds if history.rows else 0.0)
             last = history.rows[-1] if history.rows else None
             if last is not None:
                 pool.cost.charge(last.forwards, last.examples, last.tokens)
 
             def note(step: int, objective: float | None, ties: float | None, realised: Realised | None, due: bool) -> None:
-                score = self.watch(scorer, headline, bench.validation)[0][headline[0].name] if due else None
+                score = self.validation(scorer, headline[0]) if due else None
                 best = history.best
                 if score is not None and (best is None or best.validation is None or score > best.validation):
                     log.sync()
@@ -148,6 +176,8 @@ class Run:
             with self.bar(config.steps, len(log.records)) as bar:
                 clock.start()
                 evaluate = self.evaluator(search.evaluation)
+                if config.on_failure == "skip-step":
+                    evaluate = skipping.evaluator(evaluate)
                 for step in climb(
                     search.weights,
                     search.estimator,
@@ -160,23 +190,35 @@ class Run:
                 ):
                     clock.stop()
                     done = step.t + 1
-                    mean = float(np.mean(step.scores))
                     due = done % every == 0 or done == config.steps
-                    note(done, mean, tie_rate(step.gradient), step.realised, due)
+                    mean, ties = (None, None) if step.skipped else (float(np.mean(step.scores)), tie_rate(step.gradient))
+                    components.append(done, step.scores)
+                    note(done, mean, ties, step.realised, due)
                     best = history.best
                     bar.set_postfix(
-                        batch=f"{mean:.3f}",
+                        batch="left out" if mean is None else f"{mean:.3f}",
                         best=f"{best.validation:.3f}" if best and best.validation is not None else "-",
                     )
                     bar.update()
                     clock.start()
+        if (left_out := skipping.note(config.steps)) is not None:
+            self.notes.append(left_out)
         return self.finish(search, pool, history, clock.seconds, before)
+
+    def validation(self, scorer: Scorer, metric: Objective) -> float | None:
+        """The headline metric on validation; None where it failed and failures are skipped."""
+        try:
+            return self.watch(scorer, [metric], self.bench.validation)[0][metric.name]
+        except Failure:
+            if self.config.on_failure == "stop":
+                raise
+            return None
 
     def evaluator(self, evaluation: Evaluation) -> Evaluator:
         """The bridge: probes and a step's number to scores, on a batch that depends on seed and step alone."""
 
         def evaluate(probes: Sequence[Probe], t: int) -> Sequence[float]:
-            return evaluation.scores(probes, batch_of(self.config.seed, self.config.batch, self.bench.train, t))
+            return evaluation.scores(probes, batch_of(self.config.seed, self.config.batch, self.bench.train, t), t + 1)
 
         return evaluate
 
@@ -186,7 +228,13 @@ class Run:
         search.weights.load(load_file(self.output / "best.safetensors"))
         spent = spent_so_far(pool)
         rows, after = self.measure(
-            search.evaluation.scorer, spent, seconds, search.weights.count, best.step, search.evaluation.objective.name
+            search.evaluation.scorer,
+            spent,
+            seconds,
+            search.weights.count,
+            best.step,
+            search.evaluation.objective.name,
+            self.config.tune,
         )
         self.save_predictions(before, after)
         return rows
@@ -199,6 +247,7 @@ class Run:
         parameters: int,
         best_step: int | None,
         objective: str,
+        tune: str,
     ) -> tuple[list[ResultRow], Outputs]:
         """Result rows of the weights as they are, on validation and test; the outputs on test."""
         bench, config, rows = self.bench, self.config, []
@@ -210,9 +259,9 @@ class Run:
                     ResultRow(
                         task=bench.spec.task,
                         model=model_name(config.model),
-                        method=config.method,
+                        method=config.called,
                         objective=objective,
-                        tune=config.tune if config.method in ("zo", "mezo-ce") else "all" if parameters else "none",
+                        tune=tune,
                         seed=config.seed,
                         split=split,
                         metric=metric,
@@ -225,13 +274,15 @@ class Run:
                         peak_memory_mb=round(self.memory.read(), 1),
                         parameters=parameters,
                         best_step=best_step,
+                        dtype=config.dtype + (" autocast" if config.method == "ft" and config.ft.autocast else ""),
                     )
                 )
         assert outputs is not None
         return rows, outputs
 
     def save_predictions(self, before: Outputs, after: Outputs) -> None:
-        rows = records(self.bench.splits.test, before, after, self.bench.metrics[0])
+        with scoring(steps=self.config.steps, tokenize=self.bench.pool.tokenize):
+            rows = records(self.bench.splits.test, before, after, self.bench.metrics[0])
         write_atomically(self.output / "predictions.jsonl", jsonl(rows))
 
     def save(self, rows: list[ResultRow]) -> None:
@@ -278,8 +329,8 @@ def execute(config: RunConfig, output: Path, *, bench: Workbench | None = None, 
 
     make_folder(output)
     if begun(output):
-        if (found := read_config(output)) != config:
-            differing = next(n for n in RunConfig.model_fields if getattr(found, n) != getattr(config, n))
+        found = read_config(output)
+        if differing := next((n for n in identity() if getattr(found, n) != getattr(config, n)), None):
             was, now = getattr(found, differing), getattr(config, differing)
             raise InputError(
                 f"{output} holds another run: {differing} was {was!r} there, and is {now!r} now. Choose another --output."
@@ -290,5 +341,13 @@ def execute(config: RunConfig, output: Path, *, bench: Workbench | None = None, 
     write_atomically(output / "config.yaml", dump(config))
     run = Run(bench, config, output, show=show)
     with torch.no_grad():
-        run.save(BASELINES[config.method](run) if config.method in BASELINES else run.zeroth_order())
+        rows = BASELINES[config.method](run) if config.method in BASELINES else run.zeroth_order()
+    if run.notes:
+        write_atomically(output / NOTES, "\n".join(run.notes) + "\n")
+    run.save(rows)
     return output
+
+
+def identity() -> list[str]:
+    """The settings that make a run the run it is."""
+    return [name for name in RunConfig.model_fields if name not in HOW]

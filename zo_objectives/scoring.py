@@ -6,9 +6,9 @@
 `scorer_for` picks one. Every probe of a call meets the same examples in the same order, padded the same way (law 8).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property, lru_cache
 from typing import Protocol
@@ -19,23 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zo_objectives.errors import InputError
-from zo_objectives.language.hf import (
-    CausalLM,
-    Pass,
-    choice_sheet,
-    generate,
-    plan,
-    prompt_ids,
-    sheet_logits,
-    stop_tokens,
-    target_sheet,
-    text_of,
-)
-from zo_objectives.language.objectives import Needs, Objective
+from zo_objectives.language.generation import Sampler, generate, sampler_of, stop_tokens, text_of
+from zo_objectives.language.hf import LanguageModel
+from zo_objectives.language.objectives import Needs, Objective, Scored, scoring
 from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.language.passes import Pass, plan, sheet_logits
 from zo_objectives.language.sheet import Ids, Sheet
+from zo_objectives.language.sheets import Reader, Scoring
 from zo_objectives.language.tasks import TaskSpec, apply_filters
-from zo_objectives.readout import closed_likelihoods, decode, open_likelihoods
+from zo_objectives.readout import Decoder, closed_likelihoods, open_likelihoods
 from zo_objectives.search.estimators import Probe
 from zo_objectives.search.weights import Weights
 from zo_objectives.subsets import Subset
@@ -58,6 +50,8 @@ def kind_for(spec: TaskSpec, objective: Objective) -> Kind:
     """What `objective` has to see of a model on this task."""
     if spec.output_type == "multiple_choice":
         return Kind.CHOICE
+    if objective.needs is Needs.FULL:
+        raise InputError(f"Objective {objective.name!r} compares options, and task {spec.task!r} has none.")
     if objective.needs is Needs.LIKELIHOOD:
         if spec.doc_to_target is None:
             raise InputError(f"Objective {objective.name!r} needs doc_to_target, which task {spec.task!r} has not.")
@@ -83,31 +77,43 @@ class Cost:
 class Pool:
     """All examples of a run, tokenised on demand; scorers are given indices into it."""
 
-    lm: CausalLM
+    lm: LanguageModel
     spec: TaskSpec
     examples: tuple[Example, ...]
+    scoring: Scoring = "sum"
+    cut: bool = False  # prompts that are too long lose their beginning
+    exact: bool = False  # scores of options are compared with more than each other
+    seed: int = 0  # of what is sampled
     cost: Cost = field(default_factory=Cost)
 
-    def renewed(self, lm: CausalLM) -> "Pool":
+    def renewed(self, lm: LanguageModel) -> "Pool":
         """The same examples, as tokenised, for another copy of the model and with no costs."""
-        pool = Pool(lm, self.spec, self.examples)
-        kept = ("choices", "targets", "prompts", "stops", "_lengths")
-        pool.__dict__.update({name: self.__dict__[name] for name in kept if name in self.__dict__})
+        pool = replace(self, lm=lm, cost=Cost())
+        if lm.context == self.lm.context:
+            kept = ("choices", "targets", "prompts", "stops", "_lengths", "_numbers")
+            pool.__dict__.update({name: self.__dict__[name] for name in kept if name in self.__dict__})
         return pool
+
+    @property
+    def reader(self) -> Reader:
+        return Reader(self.lm, self.scoring, self.cut)
 
     @cached_property
     def choices(self) -> Sheet:
-        return choice_sheet(self.lm, self.examples)
+        return self.reader.choices(self.examples, exact=self.exact)
 
     @cached_property
     def targets(self) -> Sheet:
         until = self.spec.generation_kwargs.until
-        end = until[0] if until else ""
-        return target_sheet(self.lm, self.examples, self.spec.target_delimiter, end)
+        return self.reader.targets(self.examples, self.spec.target_delimiter, until[0] if until else "")
 
     @cached_property
     def prompts(self) -> tuple[Ids, ...]:
-        return tuple(prompt_ids(self.lm, e, self.new_tokens) for e in self.examples)
+        return tuple(self.reader.prompt(e, self.new_tokens) for e in self.examples)
+
+    def sampler(self, draw: int) -> Sampler | None:
+        """How text is drawn for the `draw`-th time; None: greedily."""
+        return sampler_of(self.spec.generation_kwargs, self.seed, draw)
 
     @property
     def new_tokens(self) -> int:
@@ -116,6 +122,11 @@ class Pool:
     @cached_property
     def stops(self) -> list[int]:
         return stop_tokens(self.lm, self.spec.generation_kwargs.until)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as they stand, with nothing put around them."""
+        ids: list[list[int]] = self.lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return ids
 
     def sheet(self, kind: Kind) -> Sheet:
         return self.choices if kind is Kind.CHOICE else self.targets
@@ -131,21 +142,25 @@ class Pool:
     def _lengths(self) -> dict[Kind, Indices]:
         return {}
 
-    def lengths(self, kind: Kind) -> Indices:
-        """How many tokens a pass over each example scores before it generates, [examples]."""
+    @cached_property
+    def _numbers(self) -> dict[Kind, Indices]:
+        return {}
+
+    def tokens(self, kind: Kind, indices: Indices) -> int:
+        """How many tokens a pass over some examples scores before it generates; equal sequences are run once."""
+        if kind is Kind.TEXT:
+            return sum(len(self.prompts[i]) for i in indices.tolist())
+        sheet = self.sheet(kind)
         if kind not in self._lengths:
-            if kind is Kind.TEXT:
-                self._lengths[kind] = np.array([len(p) for p in self.prompts])
-            else:
-                sheet = self.sheet(kind)
-                tokens = np.array([len(s) for s in sheet.sequences])
-                self._lengths[kind] = np.add.reduceat(tokens, sheet.sequences_of.starts[:-1])
-        return self._lengths[kind]
+            first: dict[Ids, int] = {}
+            self._lengths[kind] = np.array([len(ids) for ids in sheet.sequences])
+            self._numbers[kind] = np.array([first.setdefault(ids, i) for i, ids in enumerate(sheet.sequences)])
+        entries, _ = sheet.sequences_of.take(indices)
+        return int(self._lengths[kind][np.unique(self._numbers[kind][entries])].sum())
 
     def charge(self, members: int, kind: Kind, indices: Indices, generated: int = 0) -> None:
         """Charges `members` passes over the examples; `generated` counts tokens of all members together."""
-        tokens = int(self.lengths(kind)[indices].sum())
-        self.cost.charge(members, members * len(indices), members * tokens + generated)
+        self.cost.charge(members, members * len(indices), members * self.tokens(kind, indices) + generated)
 
     def outputs(self, kind: Kind, sheet: Sheet, likelihoods: Tensor) -> Outputs:
         values = likelihoods.float().cpu().numpy()
@@ -153,14 +168,18 @@ class Pool:
 
 
 class Scorer(Protocol):
-    """What the model says on examples `indices` of a pool, once for each probe."""
+    """What the model says on examples `indices` of a pool, once for each probe; sampled text is that of a `draw`."""
 
     pool: Pool
 
-    def outputs(self, kind: Kind, probes: Sequence[Probe], indices: Indices) -> list[Outputs]: ...
+    def outputs(self, kind: Kind, probes: Sequence[Probe], indices: Indices, draw: int = 0) -> list[Outputs]: ...
+
+    def each(self, kind: Kind, probes: Sequence[Probe], indices: Indices, draw: int = 0) -> Iterable[Outputs]:
+        """The same, one after another where they are made so: what takes them may work on one while the next is made."""
+        return self.outputs(kind, probes, indices, draw)
 
 
-class ForwardScorer:
+class ForwardScorer(Scorer):
     """One probe after another; layers below the cut from the trunk's store."""
 
     def __init__(self, pool: Pool, weights: Weights | None, trunk: Trunk | None) -> None:
@@ -172,14 +191,18 @@ class ForwardScorer:
         assert self.weights is not None
         return self.weights.at(probe)
 
-    def outputs(self, kind: Kind, probes: Sequence[Probe], indices: Indices) -> list[Outputs]:
+    def outputs(self, kind: Kind, probes: Sequence[Probe], indices: Indices, draw: int = 0) -> list[Outputs]:
+        return list(self.each(kind, probes, indices, draw))
+
+    def each(self, kind: Kind, probes: Sequence[Probe], indices: Indices, draw: int = 0) -> Iterator[Outputs]:
         if kind is Kind.TEXT:
-            return [self._texts(probe, indices) for probe in probes]
+            yield from (self._texts(probe, indices, draw) for probe in probes)
+            return
         self.pool.charge(len(probes), kind, indices)
         sheet = self.pool.sheet(kind).take(indices)
         passes = plan(self.pool.lm, sheet)
         states = [self.trunk.states(work, sheet.sequences) if self.trunk else None for work in passes]
-        return [self._score(kind, probe, sheet, passes, states) for probe in probes]
+        yield from (self._score(kind, probe, sheet, passes, states) for probe in probes)
 
     @torch.no_grad()
     def _score(self, kind: Kind, probe: Probe, sheet: Sheet, passes: list[Pass], states: list[Tensor | None]) -> Outputs:
@@ -192,15 +215,18 @@ class ForwardScorer:
         return self.pool.outputs(kind, sheet, sheet.likelihoods(logits, sheet.columns if sheet.closed else None))
 
     @torch.no_grad()
-    def _texts(self, probe: Probe, indices: Indices) -> Outputs:
-        pool = self.pool
+    def _texts(self, probe: Probe, indices: Indices, draw: int) -> Outputs:
+        pool, numbers = self.pool, indices.tolist()
+        prompts, sampler = [pool.prompts[i] for i in numbers], pool.sampler(draw)
         with self._at(probe):
-            said = generate(pool.lm, [pool.prompts[i] for i in indices], new_tokens=pool.new_tokens, stops=pool.stops)
+            said = generate(
+                pool.lm, prompts, new_tokens=pool.new_tokens, stops=pool.stops, sampler=sampler, examples=numbers
+            )
         pool.charge(1, Kind.TEXT, indices, sum(map(len, said)))
         return Generations([pool.text(tokens) for tokens in said])
 
 
-class TailScorer:
+class TailScorer(Scorer):
     """All probes at once from the hidden states below the final norm."""
 
     def __init__(self, pool: Pool, weights: Weights, trunk: Trunk, names: Sequence[str], sites: Sites | None = None) -> None:
@@ -211,10 +237,10 @@ class TailScorer:
         self._of_sheet: dict[Kind, SheetSites] = {}
 
     @torch.no_grad()
-    def outputs(self, kind: Kind, probes: Sequence[Probe], indices: Indices) -> list[Outputs]:
+    def outputs(self, kind: Kind, probes: Sequence[Probe], indices: Indices, draw: int = 0) -> list[Outputs]:
         stacked = self.weights.stacked(probes)
         if kind is Kind.TEXT:
-            return self._texts(stacked, indices)
+            return self._texts(stacked, indices, draw)
         self.pool.charge(len(probes), kind, indices)
         known = self._known(kind)
         hidden = known.hidden(indices)
@@ -229,10 +255,10 @@ class TailScorer:
             self._of_sheet[kind] = SheetSites(self.sites, self.pool.sheet(kind))
         return self._of_sheet[kind]
 
-    def _texts(self, stacked: dict[str, Tensor], indices: Indices) -> list[Outputs]:
-        pool = self.pool
-        prompts = [pool.prompts[i] for i in indices]
-        said = decode(self.tail, self.sites, stacked, prompts, new_tokens=pool.new_tokens, stops=pool.stops)
+    def _texts(self, stacked: dict[str, Tensor], indices: Indices, draw: int) -> list[Outputs]:
+        pool, numbers = self.pool, indices.tolist()
+        say = Decoder(self.tail, self.sites, pool.new_tokens, pool.stops, pool.sampler(draw))
+        said = say(stacked, [pool.prompts[i] for i in numbers], numbers)
         pool.charge(len(said), Kind.TEXT, indices, sum(len(tokens) for member in said for tokens in member))
         return [Generations([self._decoded(tuple(tokens)) for tokens in member]) for member in said]
 
@@ -256,14 +282,15 @@ def scorer_for(
 class Evaluation:
     """An objective on a scorer: scores of probes on a batch, and of the weights at rest on a whole split."""
 
-    def __init__(self, scorer: Scorer, objective: Objective, chunk: int = 512) -> None:
-        self.scorer, self.objective, self.chunk = scorer, objective, chunk
+    def __init__(self, scorer: Scorer, objective: Objective, steps: int = 0, chunk: int = 512) -> None:
+        self.scorer, self.objective, self.steps, self.chunk = scorer, objective, steps, chunk
         self.kind = kind_for(scorer.pool.spec, objective)
 
-    def scores(self, probes: Sequence[Probe], indices: Indices) -> list[float]:
-        """One score for each probe."""
-        examples = self.scorer.pool.at(indices)
-        return [self.objective(o, examples) for o in self.scorer.outputs(self.kind, probes, indices)]
+    def scores(self, probes: Sequence[Probe], indices: Indices, draw: int = 0) -> list[Scored]:
+        """One score for each probe; all of them sample the same `draw`."""
+        pool = self.scorer.pool
+        with scoring(step=draw, steps=self.steps, tokenize=pool.tokenize):
+            return self.objective.scores(self.scorer.each(self.kind, probes, indices, draw), pool.at(indices))
 
     def at_rest(self, indices: Indices) -> Outputs:
         """What the model says now; not charged, since it only watches."""

@@ -1,27 +1,28 @@
-"""What is tuned: a subset of a model's parameters, by name, and adapters put in for the purpose.
+"""What is tuned: a subset of a model's parameters, by name; those of adapters that were put in among them.
 
     all            every parameter                      norms          the weights of all norms
     head           the final norm and the label rows    layers:A-B     layers A to B (from 0; B may be left out)
-    lora, lora:R   LoRA of rank R (8), by peft          pattern:REGEX  parameters whose name matches
+    pattern:REGEX  parameters whose name matches        lora, prefix, prompt   adapters: see adapters.py
 
 Joined by +, as in `norms+head`. Label rows are an addition to the output head's rows of a few tokens (the options', or the
 targets'); with a tied embedding the input side keeps its own.
 """
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from zo_objectives.adapters import ADAPTERS, forms
 from zo_objectives.errors import InputError, unknown
 from zo_objectives.language.anatomy import Anatomy, anatomy
-from zo_objectives.language.hf import CausalLM
+from zo_objectives.language.hf import LanguageModel
 from zo_objectives.search.geometry import root_mean_square
 
-FORMS = ("all", "head", "norms", "layers:A-B", "lora", "pattern:REGEX")
+FORMS = ("all", "head", "norms", "layers:A-B", "pattern:REGEX", *ADAPTERS)
+LOCATED = ("head", "layers", "norms", "pattern")  # forms for which it pays to know, or must be known, where things are
 ZERO_GAIN = 0.02  # the gain of a tensor of zeros: the usual standard deviation of a fresh weight
 
 
@@ -43,6 +44,11 @@ class LabelRows(nn.Module):
     def weight(self) -> Tensor:
         """The head's own weight, for transformers' bookkeeping."""
         return self.head.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The head's own bias, likewise."""
+        return getattr(self.head, "bias", None)
 
     def forward(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.head(hidden)
@@ -71,45 +77,28 @@ def _norms(model: nn.Module) -> list[str]:
     return [n for n, _ in model.named_parameters() if n.rpartition(".")[0] in kinds]
 
 
-def _with_rows(lm: CausalLM, tokens: Sequence[int]) -> None:
+def with_rows(lm: LanguageModel, tokens: Sequence[int]) -> None:
+    """Puts label rows for `tokens` into the model's head, where there are none yet."""
     head = lm.model.get_output_embeddings()
     if not isinstance(head, LabelRows):
         lm.model.set_output_embeddings(LabelRows(head, tokens))
 
 
-def _with_lora(lm: CausalLM, spec: str) -> None:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise InputError("tune=lora needs peft. Install it with: pip install 'zo-objectives[peft]'.") from error
-    if spec and not spec.isdigit():
-        raise InputError(f"tune=lora:{spec}: give a rank, as in lora:8.")
-    rank = int(spec or 8)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = LoraConfig(
-            r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft's notes on deprecated names and on GPT-2's transposed layers
-            get_peft_model(lm.model, config)  # changes the model's layers in place
+def select(lm: LanguageModel, tune: str, tokens: Sequence[int]) -> Subset:
+    """Finds what `tune` says in a model that has its adapters. Raises InputError.
 
-
-def select(lm: CausalLM, tune: str, tokens: Sequence[int]) -> Subset:
-    """Finds, or puts in, what `tune` says; `tokens` are those whose output rows `head` moves. Raises InputError."""
-    parts = [part.strip().partition(":") for part in tune.split("+")]
-    for form, _, _ in parts:
+    Label rows for `tokens`, which `head` moves, are put in.
+    """
+    parts = forms(tune)
+    for form, _ in parts:
         if form not in {f.partition(":")[0] for f in FORMS}:
             raise unknown("subset to tune", form, FORMS)
-    for form, _, spec in parts:
-        if form == "lora":
-            _with_lora(lm, spec)
         if form == "head":
-            _with_rows(lm, tokens)
-    where = anatomy(lm.model) if any(form != "all" for form, _, _ in parts) else None
+            with_rows(lm, tokens)
+    where = anatomy(lm.model) if any(form in LOCATED for form, _ in parts) else None
     names = [n for n, _ in lm.model.named_parameters()]
     chosen: set[str] = set()
-    for form, _, spec in parts:
+    for form, spec in parts:
         match form:
             case "all":
                 chosen |= set(names)
@@ -117,6 +106,8 @@ def select(lm: CausalLM, tune: str, tokens: Sequence[int]) -> Subset:
                 chosen |= set(_norms(lm.model))
             case "lora":
                 chosen |= {n for n in names if ".lora_" in n}
+            case "prefix" | "prompt":
+                chosen |= {n for n in names if n.startswith("prompt_encoder.")}
             case "pattern":
                 chosen |= {n for n in names if re.search(_regex(spec), n)}
             case "head":
@@ -140,7 +131,7 @@ def _regex(spec: str) -> str:
     return spec
 
 
-def _subset(lm: CausalLM, names: tuple[str, ...], where: Anatomy | None) -> Subset:
+def _subset(lm: LanguageModel, names: tuple[str, ...], where: Anatomy | None) -> Subset:
     parameters = dict(lm.model.named_parameters())
     gains = {}
     for n in names:
@@ -158,7 +149,7 @@ def with_all(subset: Subset) -> Subset:
     return replace(subset, gains=dict.fromkeys(subset.names, 1.0))
 
 
-def merged_head(lm: CausalLM) -> None:
+def merged_head(lm: LanguageModel) -> None:
     """Puts label rows into the output head itself, untied from the embedding, so that the model can be saved."""
     head = lm.model.get_output_embeddings()
     if not isinstance(head, LabelRows):
@@ -171,12 +162,3 @@ def merged_head(lm: CausalLM) -> None:
     lm.model.config.get_text_config().tie_word_embeddings = False
     lm.model.config.tie_word_embeddings = False
     lm.model.set_output_embeddings(plain)
-
-
-def merged_adapters(lm: CausalLM) -> None:
-    """Adds LoRA's products to the layers they belong to and takes the adapters out."""
-    for name, module in list(lm.model.named_modules()):
-        if hasattr(module, "get_base_layer") and hasattr(module, "merge"):
-            module.merge()
-            parent, _, attribute = name.rpartition(".")
-            setattr(lm.model.get_submodule(parent), attribute, module.get_base_layer())

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from zo_objectives.errors import InputError
-from zo_objectives.language.hf import CausalLM, plan
+from zo_objectives.language.hf import LanguageModel
+from zo_objectives.language.passes import plan
 from zo_objectives.language.sheet import Ids, Ints, Ranges, Sheet
 from zo_objectives.norms import Norm, Normed
 from zo_objectives.states import States
@@ -25,7 +26,7 @@ Stacked = Mapping[str, Tensor]
 
 
 @torch.no_grad()
-def is_plain(lm: CausalLM, trunk: Trunk) -> bool:
+def is_plain(lm: LanguageModel, trunk: Trunk) -> bool:
     """Whether logits are the head of the final norm and nothing else: some families scale, cap or project around them."""
     head, seen = lm.model.get_output_embeddings(), {}
 
@@ -37,7 +38,7 @@ def is_plain(lm: CausalLM, trunk: Trunk) -> bool:
 
     handles = [trunk.where.norm.register_forward_hook(note("norm")), head.register_forward_hook(note("head"))]
     try:
-        logits = lm.model(input_ids=torch.tensor([[lm.padding]], device=lm.device), use_cache=False).logits
+        logits = lm.model(input_ids=torch.tensor([[lm.padding]], device=lm.device), **lm.uncached).logits
     finally:
         for handle in handles:
             handle.remove()
@@ -51,7 +52,7 @@ def member_count(stacked: Stacked) -> int:
 class Tail:
     """Logits of many members from hidden states at the cut."""
 
-    def __init__(self, lm: CausalLM, trunk: Trunk, names: Sequence[str]) -> None:
+    def __init__(self, lm: LanguageModel, trunk: Trunk, names: Sequence[str]) -> None:
         head, where = lm.model.get_output_embeddings(), trunk.where
         self.plain: nn.Module = head.head if isinstance(head, LabelRows) else head
         self.rows: Tensor | None = head.rows if isinstance(head, LabelRows) else None
@@ -111,12 +112,13 @@ class Tail:
 
 
 class Sites:
-    """Hidden states at the cut by token prefix, numbered as they come, computed on demand and kept.
+    """Hidden states at the cut by what they depend on, numbered as they come, computed on demand and kept.
 
-    A prefix is known by a digest of its tokens (16 bytes; about 150 in a dictionary, on top of what `limit` allows).
+    That is the tokens up to theirs; in a masked model all tokens and the position. It is known by a digest (16 bytes; about
+    150 in a dictionary, on top of what `limit` allows).
     """
 
-    def __init__(self, lm: CausalLM, trunk: Trunk) -> None:
+    def __init__(self, lm: LanguageModel, trunk: Trunk) -> None:
         self.lm, self.trunk = lm, trunk
         self.kept = States(trunk.limit)
         self._numbers: dict[bytes, int] = {}
@@ -131,7 +133,10 @@ class Sites:
     def of_sheet(self, sheet: Sheet) -> Ints:
         """The numbers of a sheet's sites, [sites]."""
         places = zip(sheet.site_sequence.tolist(), sheet.site_position.tolist(), strict=True)
-        keys = [_digest(sheet.sequences[q][: p + 1]) for q, p in places]
+        if self.lm.masked:  # what comes after a site is seen there too
+            keys = [_digest((p, *sheet.sequences[q])) for q, p in places]
+        else:
+            keys = [_digest(sheet.sequences[q][: p + 1]) for q, p in places]
         if any(k not in self._numbers for k in keys):
             self._add(keys, sheet)
         return np.array([self._numbers[k] for k in keys])
@@ -159,10 +164,10 @@ def _digest(ids: Ids) -> bytes:
 
 def _last_sites(prefixes: Sequence[Ids]) -> Sheet:
     """A sheet with one site for each prefix, at its last token, and nothing to read."""
-    count, nothing = len(prefixes), np.zeros(0, dtype=np.int64)
+    count, nothing, weights = len(prefixes), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
     one, none = Ranges.of([1] * count), Ranges.of([0] * count)
     last = np.array([len(p) - 1 for p in prefixes])
-    return Sheet(tuple(prefixes), one, np.arange(count), last, one, nothing, nothing, nothing, none, 1, False)
+    return Sheet(tuple(prefixes), one, np.arange(count), last, one, nothing, nothing, nothing, weights, none, 1, False)
 
 
 class SheetSites:

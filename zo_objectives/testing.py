@@ -1,7 +1,7 @@
-"""Conformance suites: the laws of the search side, as functions that any implementation can be put through.
+"""Conformance suites: the laws of both sides, as functions that any implementation can be put through.
 
 Each raises AssertionError where a law does not hold. Everything that this package lists goes through them in its own tests,
-and so should an estimator, a geometry, an update rule or a weight store of your own:
+and so should an estimator, a geometry, an update rule, a weight store or an objective of your own:
 
     check_geometry(geometry)          noise is a pure function of key, tensor and element; E[z z^T] = I    (laws 1 and 2)
     check_estimator(estimator)        the mean estimate is the gradient; equal scores move nothing         (laws 2, 7 and 8)
@@ -9,6 +9,7 @@ and so should an estimator, a geometry, an update rule or a weight store of your
     check_store(weights_of)           leaving a probe restores every bit, whatever happened in it          (law 3)
     check_run(weights_of, estimator, folder)    live = replayed = killed and resumed, bit for bit          (law 4)
     check_members(weights, probes, rows, run)   together = one after another, up to the order of sums      (law 5)
+    check_objective(objective)        equal outputs, equal scores; it looks at them; it changes nothing    (laws 7 and 8)
 
 `Toy` is the model that stores and runs are tried on.
 """
@@ -22,6 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zo_objectives.errors import InputError
+from zo_objectives.language.examine import blind, faults
+from zo_objectives.language.objective import Objective
+from zo_objectives.language.outputs import Choices, Example, Generations, Outputs
 from zo_objectives.search import journal
 from zo_objectives.search.adaptive import Adaptive
 from zo_objectives.search.estimators import Estimator, Evaluator, Memory, Probe, ProjectedGradient, count_at
@@ -379,3 +384,42 @@ def check_members(weights: Weights, probes: Sequence[Probe], rows: int, run: Run
     assert found.effect > 10 * bound, f"the probes hardly do anything: {found}"
     assert all(torch.equal(t.parameter, before[t.name]) for t in weights.tuned)
     assert torch.equal(run(1), rest)
+
+
+# Objectives
+
+
+def choice_batch(options: tuple[str, ...] = (" no", " yes"), size: int = 8) -> tuple[Outputs, list[Example]]:
+    """Options' log-likelihoods, two of three right, and their examples."""
+    labels = [i % len(options) for i in range(size)]
+    said = [(y + (i % 3 == 0)) % len(options) for i, y in enumerate(labels)]
+    values = np.log(np.full((size, len(options)), 0.5 / len(options), dtype=np.float32))
+    values[np.arange(size), said] = np.linspace(-0.5, -0.2, size, dtype=np.float32)
+    return Choices(values), [Example(i, f"question {i}", {"n": i}, options, y) for i, y in enumerate(labels)]
+
+
+def text_batch(size: int = 8) -> tuple[Outputs, list[Example]]:
+    """Generated texts, half of them right, and their examples."""
+    targets = [f"the sum of {i} and {i + 1} is {2 * i + 1}" for i in range(size)]
+    said = [t if i % 2 else f"{t} or {i}" for i, t in enumerate(targets)]
+    return Generations(said), [Example(i, f"question {i}", {"n": i}, targets=(t,)) for i, t in enumerate(targets)]
+
+
+def check_objective(objective: Objective, outputs: Outputs | None = None, examples: Sequence[Example] = ()) -> None:
+    """The laws of an objective, on `outputs` and `examples` or on small batches of options and of texts.
+
+    Finite; the same for the same outputs, whatever was asked in between and in whatever order the examples come; different
+    for different outputs; within its bounds; bound to a batch, and of many members, as alone; a reward's score is the mean
+    of its samples; what it is given stays as it is. Raises AssertionError.
+    """
+    accepted: list[str | None] = []
+    for batch in [choice_batch(), text_batch()] if outputs is None else [(outputs, list(examples))]:
+        try:
+            found = list(faults(objective, *batch))
+        except InputError as error:
+            refusal = error
+            continue
+        assert not found, f"objective {objective.name!r}: {'; '.join(found)}"
+        accepted.append(blind(objective, objective(*batch), *batch))
+    assert accepted, f"objective {objective.name!r} scores neither options nor texts: {refusal}"
+    assert None in accepted, accepted[0]

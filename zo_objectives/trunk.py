@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from zo_objectives.language.anatomy import Anatomy, anatomy
-from zo_objectives.language.hf import CausalLM, Padded, Pass, micro_batches, pad
+from zo_objectives.language.hf import LanguageModel
+from zo_objectives.language.passes import Padded, Pass, micro_batches, pad
 from zo_objectives.language.sheet import Ids
 from zo_objectives.states import States
 
@@ -40,7 +41,7 @@ class Trunk:
     Every sequence is run once; its states are kept, at most `limit` bytes of them in memory (see `states`).
     """
 
-    def __init__(self, lm: CausalLM, cut: int, limit: int = 1 << 30) -> None:
+    def __init__(self, lm: LanguageModel, cut: int, limit: int = 1 << 30) -> None:
         self.lm, self.cut, self.limit = lm, cut, limit
         self.where: Anatomy = anatomy(lm.model)
         self.kept = States(limit)
@@ -69,7 +70,7 @@ class Trunk:
             self.target.register_forward_pre_hook(catch, with_kwargs=True),
         ]
         try:
-            self.lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+            self.lm.model(input_ids=batch.ids, attention_mask=batch.mask, **self.lm.uncached)
         except _Reached:
             pass
         finally:

@@ -1,15 +1,19 @@
 """The workbench: a loaded model and a task's examples, shared by the runs of a comparison."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from zo_objectives.adapters import adapted
 from zo_objectives.config import RunConfig
+from zo_objectives.demonstrations import Demonstrations
 from zo_objectives.errors import InputError
 from zo_objectives.language import data, hf, objectives
-from zo_objectives.language.objectives import BUILTIN, Objective
+from zo_objectives.language.objectives import BUILTIN, Isolation, Needs, Objective, isolated
 from zo_objectives.language.outputs import Example
+from zo_objectives.language.sheets import Reader
 from zo_objectives.language.tasks import TaskSpec, load_task
 from zo_objectives.scoring import Indices, Pool
 from zo_objectives.tail import Sites
@@ -26,9 +30,10 @@ class Workbench:
     spec: TaskSpec
     folder: Path
     splits: data.Splits
-    lm: hf.CausalLM
+    lm: hf.LanguageModel
     pool: Pool
     own: Objective | None = None  # an objective given from Python
+    notes: list[str] = field(default_factory=list)  # what a reader of the results should know of the data
     sites: Sites | None = None
     stale: bool = False
 
@@ -37,27 +42,51 @@ class Workbench:
         """Loads model and data. Raises InputError for what cannot work."""
         include = Path(config.include_path) if config.include_path else None
         spec, path = load_task(config.task, include)
-        sizes = (config.n_train, config.n_validation, config.n_test)
-        splits = data.load(spec, Path(config.data_dir) if config.data_dir else None, sizes=sizes, seed=config.seed)
         lm = hf.load(config.model, dtype=config.dtype, device=config.device)
+        form = data.Form(spec, lm.mask, blank=config.scoring == "calibrated")
+        sizes = data.Sizes(config.n_train, config.n_validation, config.n_test, config.shots)
+        splits = data.load(form, Path(config.data_dir) if config.data_dir else None, sizes, config.seed)
+        notes = [f"{splits.leaks} examples stand in two splits, and were kept in the later one."] if splits.leaks else []
         if config.long_prompts == "drop":
             splits = drop_long(lm, spec, splits)
-        pool = Pool(lm, spec, splits.train + splits.validation + splits.test)
-        return cls(config, spec, path.parent, splits, lm, pool, own)
+        wanted = spec.num_fewshot if config.demonstrations is None else config.demonstrations
+        if wanted:
+            shown = Demonstrations.of(lm, form, splits.shown, wanted, config.seed)
+            splits, note = shown.before(splits)
+            notes.append(note)
+        pool = Pool(
+            lm,
+            spec,
+            splits.train + splits.validation + splits.test,
+            scoring=config.scoring,
+            cut=config.long_prompts == "cut",
+            seed=config.seed,
+        )
+        bench = cls(config, spec, path.parent, splits, lm, pool, own, notes)
+        bench.pool = replace(pool, exact=any(metric.needs is Needs.FULL for metric in bench.metrics))
+        return bench
 
     def serves(self, config: RunConfig) -> bool:
         """Whether a run with `config` may use this bench."""
-        sizes = ("n_train", "n_validation", "n_test", "long_prompts")
-        shared = ("task", "include_path", "model", "data_dir", "dtype", "device", "objective", *sizes)
+        reading = ("n_train", "n_validation", "n_test", "shots", "demonstrations", "scoring", "long_prompts")
+        shared = ("task", "include_path", "model", "data_dir", "dtype", "device", "objective", "isolation", *reading)
         same = all(getattr(self.config, name) == getattr(config, name) for name in shared)
-        return same and (config.n_train is None or config.seed == self.config.seed)
+        return same and (not self._by_seed or config.seed == self.config.seed)
 
-    def fresh(self) -> Pool:
-        """A pool on the base model, its costs at zero."""
+    @property
+    def _by_seed(self) -> bool:
+        """Whether the examples depend on the seed."""
+        sampled = self.config.n_train is not None or self.config.shots is not None
+        return sampled or bool(self.notes and self.config.demonstrations) or self.pool.sampler(0) is not None
+
+    def fresh(self, tune: str = "") -> Pool:
+        """A pool on the base model with the adapters that `tune` names, its costs at zero."""
         if self.stale:
             self.lm = hf.load(self.config.model, dtype=self.config.dtype, device=self.config.device)
             self.sites, self.stale = None, False
-        self.pool = self.pool.renewed(self.lm)
+        lm = adapted(self.lm, tune) if tune else self.lm
+        self.stale = lm is not self.lm
+        self.pool = self.pool.renewed(lm)
         return self.pool
 
     @property
@@ -72,25 +101,31 @@ class Workbench:
     def test(self) -> Indices:
         return len(self.splits.train) + len(self.splits.validation) + np.arange(len(self.splits.test))
 
-    @property
+    @cached_property
     def metrics(self) -> list[Objective]:
         """What is reported, the headline first: the user's objective, then the task's metrics."""
         of_task = self.spec.metrics or (self.spec.zo.objective or "accuracy",)
         given = [self.own] if self.own else [objectives.resolve(self.config.objective)] if self.config.objective else []
         named = {o.name: o for o in (*given, *(objectives.resolve(name, self.folder) for name in of_task))}
-        return list(named.values())
+        return [self._apart(objective) for objective in named.values()]
 
     def objective(self, config: RunConfig) -> Objective:
         """What a zeroth-order run of `config` climbs."""
         if config.method == "mezo-ce":
             return BUILTIN["cross_entropy"]
-        if self.own is not None or config.objective is not None:
+        if self.own is not None or config.objective is not None or not self.spec.zo.objective:
             return self.metrics[0]
-        return objectives.resolve(self.spec.zo.objective, self.folder) if self.spec.zo.objective else self.metrics[0]
+        wanted = objectives.resolve(self.spec.zo.objective, self.folder)
+        return next((m for m in self.metrics if m.name == wanted.name), wanted)
+
+    def _apart(self, objective: Objective) -> Objective:
+        """A user's function kept apart as the configuration says; a builtin as it is."""
+        ours = BUILTIN.get(objective.name) is objective
+        return objective if ours else isolated(objective, Isolation(**self.config.isolation.model_dump()))
 
     def row_tokens(self) -> list[int]:
         """The tokens whose output rows `tune: head` moves."""
-        if self.spec.zo.rows:
+        if self.spec.zo.rows and not self.lm.masked:
             return sorted(
                 {t for text in self.spec.zo.rows for t in hf.encode(self.lm, text)[0]} - {self.lm.tokenizer.bos_token_id}
             )
@@ -101,18 +136,16 @@ class Workbench:
         return [int(t) for t in self.pool.targets.take(self.train).columns]
 
 
-def drop_long(lm: hf.CausalLM, spec: TaskSpec, splits: data.Splits) -> data.Splits:
+def drop_long(lm: hf.LanguageModel, spec: TaskSpec, splits: data.Splits) -> data.Splits:
     """The splits without the examples that do not fit the model's context. Raises InputError if nothing is left."""
+    reader, new_tokens = Reader(lm), spec.generation_kwargs.max_gen_toks
 
     def fits(example: Example) -> bool:
-        ends = [example.prompt + o for o in example.options] or [
-            example.prompt + spec.target_delimiter + t for t in example.targets[:1]
-        ]
-        room = 0 if spec.output_type == "multiple_choice" else spec.generation_kwargs.max_gen_toks
-        return max(len(hf.encode(lm, text)[0]) for text in [example.prompt, *ends]) + room <= lm.context
+        return reader.length(example, new_tokens, spec.target_delimiter) <= lm.context
 
-    kept = data.Splits(*(tuple(e for e in part if fits(e)) for part in (splits.train, splits.validation, splits.test)))
-    for name, part in (("train", kept.train), ("validation", kept.validation), ("test", kept.test)):
+    kept = {name: tuple(e for e in getattr(splits, name) if fits(e)) for name in data.SPLITS}
+    for name, part in kept.items():
         if not part:
             raise InputError(f"Task {spec.task!r}: no {name} example fits the {lm.context} tokens that {lm.name} takes.")
-    return kept
+    shown = tuple(e for e in splits.shown if fits(e))
+    return replace(splits, train=kept["train"], validation=kept["validation"], test=kept["test"], shown=shown)

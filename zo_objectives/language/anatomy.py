@@ -12,7 +12,10 @@ NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f", "
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of a causal model, with their names as `named_parameters` has them."""
+    """The parts of a model, with their names as `named_parameters` has them.
+
+    `norm` is the one that the head reads: that after the last layer, or the one in a masked model's head.
+    """
 
     layers: nn.ModuleList
     layers_name: str
@@ -46,8 +49,10 @@ def anatomy(model: Any) -> Anatomy:
             f"{type(model).__name__}: found no stack of layers or no output head. Use tune=all or tune=pattern:REGEX."
         )
     parent, _, _ = name.rpartition(".")
-    norms = [f"{parent}.{n}" for n in NORM_NAMES if f"{parent}.{n}" in modules]
+    head_name = next(n for n, m in modules.items() if m is head)
+    beside, _, _ = head_name.rpartition(".")
+    norms = [n for n, m in modules.items() if beside and n.startswith(beside + ".") and "norm" in type(m).__name__.lower()]
+    norms = norms[-1:] or [f"{parent}.{n}" for n in NORM_NAMES if f"{parent}.{n}" in modules]
     if not norms:
         raise InputError(f"{type(model).__name__}: found no final norm beside {name!r}. Use tune=all or tune=pattern:REGEX.")
-    head_name = next(n for n, m in modules.items() if m is head)
     return Anatomy(stacks[name], name, modules[norms[0]], norms[0], head, head_name)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,8 @@ class Splits:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
+    leaks: int = 0  # examples left out since they stand in a later split too
+    shown: tuple[Example, ...] = ()  # what demonstrations are drawn from; train where the task names no split of its own
 
 
 def _from_folder(folder: Path) -> dict[str, list[Row]]:
@@ -32,7 +33,8 @@ def _from_folder(folder: Path) -> dict[str, list[Row]]:
         )
     if not (folder / "train.jsonl").is_file():
         raise InputError(f"Data file {folder / 'train.jsonl'} does not exist.")
-    return {s: read_jsonl(folder / f"{s}.jsonl") for s in SPLITS if (folder / f"{s}.jsonl").is_file()}
+    names = (*SPLITS, "fewshot")
+    return {s: read_jsonl(folder / f"{s}.jsonl") for s in names if (folder / f"{s}.jsonl").is_file()}
 
 
 def _from_source(source: str) -> dict[str, list[Row]]:
@@ -50,27 +52,32 @@ def _from_hub(spec: TaskSpec) -> dict[str, list[Row]]:
     from datasets import load_dataset
 
     named = {"train": spec.training_split, "validation": spec.validation_split, "test": spec.test_split}
+    if spec.fewshot_split not in (None, *named.values()):
+        named["fewshot"] = spec.fewshot_split
+    given = {"revision": spec.metadata.get("revision"), **spec.dataset_kwargs}
     rows = {}
     for split, name in named.items():
         if name is not None:
             try:
-                revision = spec.metadata.get("revision")
-                rows[split] = [
-                    dict(r) for r in load_dataset(spec.dataset_path, spec.dataset_name, split=name, revision=revision)
-                ]
+                rows[split] = [dict(r) for r in load_dataset(spec.dataset_path, spec.dataset_name, split=name, **given)]
             except Exception as error:
                 raise InputError(
                     f"Cannot load {spec.dataset_path} ({name}) from the Hugging Face hub: {type(error).__name__}:"
-                    f" {' '.join(str(error).split())} Without a network, put {spec.task}/train.jsonl and test.jsonl into a"
-                    " folder and give that as --data-dir."
+                    f" {' '.join(str(error).split())} Without a network, put {spec.zo.folder or spec.task}/train.jsonl and"
+                    " test.jsonl into a folder and give that as --data-dir."
                 ) from error
     return rows
 
 
-def load_rows(spec: TaskSpec, data_dir: Path | None = None) -> dict[str, list[Row]]:
-    """Rows by split, from `data_dir`/<task>/*.jsonl where given, else from the task's own source or the hub."""
-    if data_dir is not None and (spec.zo.source is None or (data_dir / spec.task).is_dir()):
-        rows = _from_folder(data_dir / spec.task)
+def load_rows(spec: TaskSpec, data_dir: Path | None = None, cut: int | None = None) -> dict[str, list[Row]]:
+    """Rows by split, from `data_dir`/<task>/*.jsonl where given, else from the task's own source or the hub.
+
+    A validation split that has to be cut from train has at most `cut` rows. A split `fewshot` is there where the task's file
+    names one of its own for demonstrations.
+    """
+    folder = None if data_dir is None else data_dir / (spec.zo.folder or spec.task)
+    if folder is not None and (spec.zo.source is None or folder.is_dir()):
+        rows = _from_folder(folder)
     elif spec.zo.source is not None:
         rows = _from_source(spec.zo.source)
     else:
@@ -79,11 +86,11 @@ def load_rows(spec: TaskSpec, data_dir: Path | None = None) -> dict[str, list[Ro
         if spec.zo.prepare not in PREPARE:
             raise unknown("prepare function", spec.zo.prepare, PREPARE)
         rows = {s: PREPARE[spec.zo.prepare](r) for s, r in rows.items()}
-    return _with_all_splits(rows, spec)
+    return _with_all_splits(rows, spec, cut or 500)
 
 
-def _with_all_splits(rows: dict[str, list[Row]], spec: TaskSpec) -> dict[str, list[Row]]:
-    """Test is the file's own test or else its validation; a missing validation is cut from train, at most a fifth of it."""
+def _with_all_splits(rows: dict[str, list[Row]], spec: TaskSpec, most: int) -> dict[str, list[Row]]:
+    """Test is the file's own test or else its validation; a missing validation is cut from train, at most 2/5 of it."""
     for split in SPLITS:
         if split in rows and not rows[split]:
             raise InputError(f"Task {spec.task!r}: the {split} split is empty.")
@@ -96,27 +103,81 @@ def _with_all_splits(rows: dict[str, list[Row]], spec: TaskSpec) -> dict[str, li
         if len(rows["train"]) < 2:
             raise InputError(f"Task {spec.task!r}: train has one example, too few to cut a validation split from.")
         order = np.random.default_rng(0).permutation(len(rows["train"]))
-        cut = min(500, max(1, len(order) // 5))
+        cut = min(most, max(1, len(order) * 2 // 5))
         train = rows["train"]
         rows |= {"validation": [train[i] for i in order[:cut]], "train": [train[i] for i in sorted(order[cut:])]}
     return rows
 
 
-def render(spec: TaskSpec, row: Row, index: int, where: str) -> Example:
-    """One row as an example. Raises InputError that names split, row and field."""
-    prompt = str(spec.description) + str(prompts.render(spec.doc_to_text, row, f"{where}, doc_to_text"))
-    if spec.output_type == "multiple_choice":
-        assert spec.doc_to_choice is not None and spec.doc_to_target is not None
-        choice = list(spec.doc_to_choice) if isinstance(spec.doc_to_choice, tuple) else spec.doc_to_choice
-        texts = prompts.options(choice, row, f"{where}, doc_to_choice")
-        label = prompts.label(spec.doc_to_target, row, texts, f"{where}, doc_to_target")
-        return Example(index, prompt, row, tuple(spec.target_delimiter + t for t in texts), label)
-    if spec.doc_to_target is None:
-        return Example(index, prompt, row)
-    return Example(index, prompt, row, targets=prompts.targets(str(spec.doc_to_target), row, f"{where}, doc_to_target"))
+@dataclass(frozen=True)
+class Form:
+    """How rows become examples: with what text for a masked model's mask, and whether with a prompt to calibrate with."""
+
+    spec: TaskSpec
+    mask: str | None = None
+    blank: bool = False
+
+    def render(self, row: prompts.Row, index: int, where: str) -> Example:
+        """One row as an example. Raises InputError that names split, row and field."""
+        prompt = self._prompt(row, where)
+        if self.spec.output_type == "multiple_choice":
+            texts, (label, *also) = self._options(row, where), self._labels(row, where)
+            return Example(
+                index, prompt, row, texts, label, also=tuple(also), blank=self._blank(row, where) if self.blank else None
+            )
+        if self.spec.doc_to_target is None:
+            return Example(index, prompt, row)
+        targets = prompts.targets(str(self.spec.doc_to_target), row, f"{where}, doc_to_target")
+        return Example(index, prompt, row, targets=targets)
+
+    def label(self, row: prompts.Row, where: str) -> int:
+        """The class of a row; 0 for all where there are no options."""
+        return self._labels(row, where)[0] if self.spec.output_type == "multiple_choice" else 0
+
+    def _prompt(self, row: prompts.Row, where: str) -> str:
+        if self.mask is None:
+            text = str(prompts.render(self.spec.doc_to_text, row, f"{where}, doc_to_text"))
+        elif self.spec.zo.mask is None:
+            raise InputError(
+                f"Task {self.spec.task!r} has no form for masked models: give it zo.mask, or take a causal model."
+            )
+        else:
+            text = str(prompts.render(self.spec.zo.mask, {**row, "mask": self.mask}, f"{where}, zo.mask"))
+        return self.description(row, where) + text
+
+    def description(self, row: prompts.Row, where: str) -> str:
+        """What stands before the prompt, and before all demonstrations."""
+        return str(prompts.render(self.spec.description, row, f"{where}, description")) if self.spec.description else ""
+
+    def _blank(self, row: prompts.Row, where: str) -> str | None:
+        """The content-free prompt: as the task says, else its prompt with all texts of the row left out."""
+        if self.spec.zo.calibration is not None and self.mask is None:
+            return str(prompts.render(self.spec.zo.calibration, row, f"{where}, zo.calibration"))
+        empty = {name: "" if isinstance(value, str) else value for name, value in row.items()}
+        try:
+            return self._prompt(empty, where)
+        except InputError:
+            return None
+
+    def _choices(self, row: prompts.Row, where: str) -> tuple[str, ...]:
+        choice = self.spec.doc_to_choice
+        assert choice is not None
+        return prompts.options(list(choice) if isinstance(choice, tuple) else choice, row, f"{where}, doc_to_choice")
+
+    def _options(self, row: prompts.Row, where: str) -> tuple[str, ...]:
+        if self.mask is not None:
+            return tuple(" " + word for word in self.spec.words)
+        return tuple(self.spec.target_delimiter + choice for choice in self._choices(row, where))
+
+    def _labels(self, row: prompts.Row, where: str) -> tuple[int, ...]:
+        assert self.spec.doc_to_target is not None
+        return prompts.labels(self.spec.doc_to_target, row, self._choices(row, where), f"{where}, doc_to_target")
 
 
-def _sample(rows: Sequence[Row], size: int | None, seed: int) -> list[tuple[int, Row]]:
+Numbered = list[tuple[int, Row]]
+
+
+def _sample(rows: Sequence[Row], size: int | None, seed: int) -> Numbered:
     """`size` rows with their numbers, drawn without replacement and kept in order; all of them for None."""
     if size is None or size >= len(rows):
         return list(enumerate(rows))
@@ -124,18 +185,61 @@ def _sample(rows: Sequence[Row], size: int | None, seed: int) -> list[tuple[int,
     return [(int(i), rows[i]) for i in sorted(chosen)]
 
 
-def load(
-    spec: TaskSpec,
-    data_dir: Path | None = None,
-    *,
-    sizes: tuple[int | None, int | None, int | None] = (None, None, None),
-    seed: int = 0,
-) -> Splits:
-    """A task's examples, at most `sizes` in train, validation and test; only train's sample depends on `seed`."""
-    rows = load_rows(spec, data_dir)
-    seeds: dict[str, Any] = {"train": seed, "validation": 0, "test": 0}
+def few_shot(rows: Sequence[Row], labels: Sequence[int], shots: int, seed: int) -> tuple[Numbered, Numbered]:
+    """Train and validation with `shots` rows of each class (LM-BFF's protocol, Gao et al. 2021), no row in both.
+
+    A class of fewer than twice as many gives the larger half of its rows to train.
+    """
+    order = np.random.default_rng(seed).permutation(len(rows))
+    parts: tuple[list[int], list[int]] = ([], [])
+    for label in sorted(set(labels)):
+        own = [int(i) for i in order if labels[i] == label]
+        k = min(shots, (len(own) + 1) // 2)
+        parts[0].extend(own[:k])
+        parts[1].extend(own[k : 2 * k])
+    train, validation = ([(i, rows[i]) for i in sorted(part)] for part in parts)
+    return train, validation
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many examples are used: at most so many in each split, or `shots` of each class in train and in validation."""
+
+    train: int | None = None
+    validation: int | None = None
+    test: int | None = None
+    shots: int | None = None
+
+
+def load(form: Form, data_dir: Path | None = None, sizes: Sizes = Sizes(), seed: int = 0) -> Splits:
+    """A task's examples. Train's sample depends on `seed`, and with `shots` validation's too; test's never does.
+
+    What stands in test is left out of validation and train, and what stands in validation out of train.
+    """
+    spec = form.spec
+    rows = load_rows(spec, data_dir, sizes.validation)
+    if sizes.shots is not None:
+        labels = [form.label(row, f"task {spec.task!r}, train row {i}") for i, row in enumerate(rows["train"])]
+        train, validation = few_shot(rows["train"], labels, sizes.shots, seed)
+    else:
+        train, validation = _sample(rows["train"], sizes.train, seed), _sample(rows["validation"], sizes.validation, 0)
+    parts = {"train": train, "validation": validation, "test": _sample(rows["test"], sizes.test, 0)}
     rendered = {
-        s: tuple(render(spec, row, i, f"task {spec.task!r}, {s} row {i}") for i, row in _sample(rows[s], size, seeds[s]))
-        for s, size in zip(SPLITS, sizes, strict=True)
+        split: [form.render(row, i, f"task {spec.task!r}, {split} row {i}") for i, row in part]
+        for split, part in parts.items()
     }
-    return Splits(**rendered)
+    seen, kept = set[tuple[str, ...]](), dict[str, tuple[Example, ...]]()
+    for split in ("test", "validation", "train"):
+        kept[split] = tuple(e for e in rendered[split] if identity(e) not in seen)
+        if not kept[split]:
+            raise InputError(f"Task {spec.task!r}: every {split} example stands in another split too, or there is none.")
+        seen |= {identity(e) for e in rendered[split]}
+    leaks = sum(map(len, rendered.values())) - sum(map(len, kept.values()))
+    own = rows.get("fewshot", [])
+    shown = tuple(form.render(row, i, f"task {spec.task!r}, fewshot row {i}") for i, row in enumerate(own))
+    return Splits(kept["train"], kept["validation"], kept["test"], leaks, shown or kept["train"])
+
+
+def identity(example: Example) -> tuple[str, ...]:
+    """What makes two examples the same."""
+    return (example.prompt, *example.options)

@@ -1,21 +1,19 @@
-"""Metrics on plain labels and strings, as they are published, without torch and without the network.
+"""Metrics on arrays, as they are published, without torch and without the network.
 
-Class metrics take the number of classes: the task fixes the label set, so that a minibatch in which a class is missing
-means the same as the whole set (law 9). They are tested against scikit-learn.
+Class metrics take labels, predictions and the number of classes: the task fixes the label set, so that a minibatch in which
+a class is missing means the same as the whole set (law 9). They are tested against scikit-learn, correlations against scipy.
 """
 
-import re
-import string
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 Labels = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
-def confusion(labels: Labels, predictions: Labels, classes: int) -> NDArray[np.float64]:
+def confusion(labels: Labels, predictions: Labels, classes: int) -> Floats:
     """Counts [classes, classes]: rows are labels, columns predictions."""
     counts = np.bincount(labels * classes + predictions, minlength=classes * classes)
     return counts.reshape(classes, classes).astype(np.float64)
@@ -23,14 +21,44 @@ def confusion(labels: Labels, predictions: Labels, classes: int) -> NDArray[np.f
 
 def accuracy(labels: Labels, predictions: Labels, classes: int) -> float:
     """The share of right predictions, 0 to 1."""
-    return float(np.mean(labels == predictions))
+    return np.count_nonzero(labels == predictions) / len(labels)
+
+
+def _share(part: Floats, whole: Floats) -> Floats:
+    """part / whole, 0 where whole is 0."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _f1(table: Floats) -> Floats:
+    """2 TP / (2 TP + FP + FN) of each class, [classes]."""
+    return _share(2 * np.diag(table), table.sum(0) + table.sum(1))
+
+
+def f1_binary(labels: Labels, predictions: Labels, classes: int) -> float:
+    """F1 of class 1, 0 to 1; 0 where nobody has or predicts it."""
+    return float(_f1(confusion(labels, predictions, classes))[1])
 
 
 def f1_macro(labels: Labels, predictions: Labels, classes: int) -> float:
     """The plain mean over all classes of 2 TP / (2 TP + FP + FN), 0 to 1; a class nobody has or predicts counts 0."""
+    return float(_f1(confusion(labels, predictions, classes)).mean())
+
+
+def f1_weighted(labels: Labels, predictions: Labels, classes: int) -> float:
+    """The mean of the classes' F1, each weighted by how many examples have it, 0 to 1."""
     table = confusion(labels, predictions, classes)
-    hits, total = np.diag(table), table.sum(0) + table.sum(1)
-    return float(np.mean(np.divide(2 * hits, total, out=np.zeros(classes), where=total > 0)))
+    return float(_f1(table) @ table.sum(1) / table.sum())
+
+
+def f1_micro(labels: Labels, predictions: Labels, classes: int) -> float:
+    """F1 of all decisions counted together, 0 to 1: where every example has one label and one prediction, the accuracy."""
+    return accuracy(labels, predictions, classes)
+
+
+def balanced_accuracy(labels: Labels, predictions: Labels, classes: int) -> float:
+    """The plain mean of recall over all classes, 0 to 1; a class nobody has counts 0 (law 9)."""
+    table = confusion(labels, predictions, classes)
+    return float(_share(np.diag(table).copy(), table.sum(1)).mean())
 
 
 def mcc(labels: Labels, predictions: Labels, classes: int) -> float:
@@ -41,41 +69,32 @@ def mcc(labels: Labels, predictions: Labels, classes: int) -> float:
     return float((hits * n - true @ seen) / np.sqrt(scale)) if scale > 0 else 0.0
 
 
-def normalise_answer(text: str) -> str:
-    """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces (Rajpurkar et al. 2016)."""
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+def pearson(wanted: Floats, said: Floats) -> float:
+    """The linear correlation, -1 to 1; 0 where either does not vary."""
+    a, b = wanted - wanted.mean(), said - said.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return min(1.0, max(-1.0, float(a @ b) / scale)) if scale > 0 else 0.0
 
 
-def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1 where the stripped prediction is one of the references, else 0."""
-    return float(prediction.strip() in {r.strip() for r in references})
+def spearman(wanted: Floats, said: Floats) -> float:
+    """Pearson's correlation of the ranks, ties averaged."""
+    return pearson(_ranks(wanted), _ranks(said))
 
 
-def squad_exact_match(prediction: str, references: Sequence[str]) -> float:
-    """Exact match after SQuAD's normalisation."""
-    return float(normalise_answer(prediction) in {normalise_answer(r) for r in references})
-
-
-def squad_f1(prediction: str, references: Sequence[str]) -> float:
-    """The best F1 over the references of the bags of normalised words, 0 to 1; two empty answers agree."""
-    return max(_word_f1(normalise_answer(prediction).split(), normalise_answer(r).split()) for r in references)
-
-
-def _word_f1(prediction: Sequence[str], reference: Sequence[str]) -> float:
-    if not prediction or not reference:
-        return float(list(prediction) == list(reference))
-    shared = sum((Counter(prediction) & Counter(reference)).values())
-    return 2 * shared / (len(prediction) + len(reference))
+def _ranks(values: Floats) -> Floats:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts, dtype=np.float64)
+    ranks: Floats = (last - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 CLASS_METRICS: dict[str, Callable[[Labels, Labels, int], float]] = {
     "accuracy": accuracy,
+    "balanced_accuracy": balanced_accuracy,
+    "f1": f1_binary,
     "f1_macro": f1_macro,
+    "f1_micro": f1_micro,
+    "f1_weighted": f1_weighted,
     "mcc": mcc,
 }
-TEXT_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
-    "exact_match": exact_match,
-    "squad_exact_match": squad_exact_match,
-    "squad_f1": squad_f1,
-}
+CORRELATIONS: dict[str, Callable[[Floats, Floats], float]] = {"pearson": pearson, "spearman": spearman}

@@ -14,7 +14,9 @@ class Example:
     """One row of a task, rendered.
 
     A choice example has `options` (texts that continue the prompt, delimiter included) and the right one's index in `label`;
-    a generation example has `targets`, any of which is right (empty where there is only a reward).
+    a generation example has `targets`, any of which is right (empty where there is only a reward). `also` are other right
+    options, for tasks whose question has several answers among its candidates (ReCoRD). `blank` is the prompt without its
+    content, to calibrate with.
     """
 
     id: int
@@ -23,6 +25,8 @@ class Example:
     options: tuple[str, ...] = ()
     label: int = -1
     targets: tuple[str, ...] = ()
+    also: tuple[int, ...] = ()
+    blank: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zo_objectives.errors import InputError
+from zo_objectives.language.countdown import countdown
 
 Row = dict[str, Any]
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -43,14 +44,46 @@ def openings(rows: list[Row]) -> list[Row]:
     return result
 
 
-GENERATED: dict[str, Callable[[str], list[Row]]] = {"sums": sums}
-PREPARE: dict[str, Callable[[list[Row]], list[Row]]] = {"openings": openings}
+def labelled(rows: list[Row]) -> list[Row]:
+    """Without the rows whose `label` is missing or negative, as where SNLI's annotators did not agree."""
+    return [row for row in rows if row.get("label") is not None and row["label"] >= 0]
+
+
+def filled(rows: list[Row]) -> list[Row]:
+    """ReCoRD: `sentences`, the query with each of `entities` at its @placeholder, and `right`, which of them are answers.
+
+    Rows none of whose entities is an answer are left out.
+    """
+    made = []
+    for row in rows:
+        entities = list(dict.fromkeys(row["entities"]))
+        right = [entities.index(a) for a in dict.fromkeys(row["answers"]) if a in entities]
+        if right:
+            made.append({**row, "sentences": [row["query"].replace("@placeholder", e) for e in entities], "right": right})
+    return made
+
+
+def grouped(rows: list[Row]) -> list[Row]:
+    """E2E: one row for each meaning representation, with the list of its human references in their order."""
+    references: dict[str, list[str]] = {}
+    for row in rows:
+        references.setdefault(row["meaning_representation"], []).append(row["human_reference"])
+    return [{"meaning_representation": m, "human_reference": list(dict.fromkeys(r))} for m, r in references.items()]
+
+
+GENERATED: dict[str, Callable[[str], list[Row]]] = {"countdown": countdown, "sums": sums}
+PREPARE: dict[str, Callable[[list[Row]], list[Row]]] = {
+    "filled": filled,
+    "grouped": grouped,
+    "labelled": labelled,
+    "openings": openings,
+}
 
 
 def read_jsonl(path: Path) -> list[Row]:
     """The objects of a JSON Lines file. Raises InputError that names file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts may hold U+2028
     except OSError as error:
         raise InputError(f"Cannot read the data file {path}: {error.strerror}.") from error
     rows = []

@@ -1,13 +1,13 @@
-"""Sheets: which log-probabilities an option's likelihood is the sum of, as flat integer arrays.
+"""Sheets: which log-probabilities an option's score is the weighted sum of, as flat arrays.
 
-Every option of an example is tokenised together with its prompt, so merges across the boundary are right, and its likelihood
-is that of what follows the longest common prefix of all the options' tokens (what they share tells nothing apart). A `site`
-is a position whose next-token distribution is wanted; a `read` is one token's log-probability at one site.
+A `site` is a position of a sequence whose distribution over tokens is wanted: of the next token in a causal model, of the
+token that is masked in a masked one. A `read` is one token's log-probability at one site.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,16 @@ from torch import Tensor
 
 Ids = tuple[int, ...]
 Ints = NDArray[np.int64]
+
+
+class Read(NamedTuple):
+    """`weight` times the log-probability of `token` at `position` of the sequence `ids`, a term of an option's score."""
+
+    option: int
+    ids: Ids
+    position: int
+    token: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Sheet:
-    """The sequences to run, the sites to look at, and the reads that make each [example, option] likelihood."""
+    """The sequences to run, the sites to look at, and the reads that make each [example, option] score."""
 
     sequences: tuple[Ids, ...]
     sequences_of: Ranges  # example -> sequences
@@ -53,9 +63,10 @@ class Sheet:
     read_site: Ints  # [reads]
     read_token: Ints  # [reads]
     read_option: Ints  # [reads]
+    read_weight: NDArray[np.float32]  # [reads]
     reads_of: Ranges  # example -> reads
     options: int  # the largest number of options
-    closed: bool  # every option is one token at one site: options of an example share their normaliser
+    closed: bool  # every option is one token at one site, with weight 1: options of an example share their normaliser
 
     def __len__(self) -> int:
         return len(self.sequences_of.starts) - 1
@@ -76,6 +87,7 @@ class Sheet:
             self.read_site[reads] + site_shift,
             self.read_token[reads],
             self.read_option[reads],
+            self.read_weight[reads],
             reads_of,
             self.options,
             self.closed,
@@ -85,6 +97,11 @@ class Sheet:
     def columns(self) -> Ints:
         """The distinct tokens that are read, ascending."""
         return np.unique(self.read_token)
+
+    @cached_property
+    def weighted(self) -> bool:
+        """Whether any read counts for more or less than its log-probability."""
+        return bool((self.read_weight != 1).any())
 
     @cached_property
     def tokens(self) -> int:
@@ -103,10 +120,19 @@ class Sheet:
         values = logits[..., site, torch.from_numpy(token).to(device)]
         if not self.closed:
             values = values - torch.logsumexp(logits, dim=-1)[..., site]
-        cell = torch.from_numpy(self.reads_of.owner * self.options + self.read_option).to(device)
-        total = values.new_zeros((*values.shape[:-1], len(self) * self.options)).index_add(-1, cell, values)
-        empty = torch.ones(len(self) * self.options, dtype=torch.bool, device=device).index_fill(0, cell, False)
-        return total.masked_fill(empty, -torch.inf).view(*values.shape[:-1], len(self), self.options)
+        if self.weighted:
+            values = values * torch.from_numpy(self.read_weight).to(device)
+        total = values.new_zeros((*values.shape[:-1], len(self) * self.options)).index_add(-1, self._cells(device), values)
+        return total.view(*values.shape[:-1], len(self), self.options).masked_fill(self.missing(device), -torch.inf)
+
+    def missing(self, device: torch.device) -> Tensor:
+        """Whether an example has no such option, [examples, options]."""
+        empty = torch.ones(len(self) * self.options, dtype=torch.bool, device=device)
+        return empty.index_fill(0, self._cells(device), False).view(len(self), self.options)
+
+    def _cells(self, device: torch.device) -> Tensor:
+        """Each read's place in [examples * options]."""
+        return torch.from_numpy(self.reads_of.owner * self.options + self.read_option).to(device)
 
     @property
     def read_counts(self) -> Ints:
@@ -120,49 +146,62 @@ def common_prefix(sequences: Sequence[Ids]) -> int:
     return next((i for i in range(limit) if len({s[i] for s in sequences}) > 1), limit)
 
 
-def make_sheet(examples: Sequence[tuple[Sequence[Ids], int]]) -> Sheet:
-    """The sheet of examples, each the token sequences of its options and how many leading tokens they are conditioned on."""
+def continued(full: Sequence[Ids], starts: Sequence[int], weights: Sequence[float] | None = None) -> list[Read]:
+    """The reads of a causal model's options, each the tokens of `full` from its start on, given what comes before.
+
+    Sites that several options share are in one sequence, the first that holds them. `weights` are those of each option's
+    tokens, 1 where not given.
+    """
+    needed = sorted({ids[:-1] for ids in full}, key=len, reverse=True)
+    hosts: list[Ids] = []
+    for ids in needed:
+        if not any(host[: len(ids)] == ids for host in hosts):
+            hosts.append(ids)
+    reads = []
+    for option, (ids, start) in enumerate(zip(full, starts, strict=True)):
+        for at in range(start, len(ids)):
+            host = next(h for h in hosts if h[:at] == ids[:at])
+            reads.append(Read(option, host, at - 1, ids[at], 1.0 if weights is None else weights[option]))
+    return reads
+
+
+def make_sheet(examples: Sequence[Sequence[Read]], *, exact: bool = False) -> Sheet:
+    """The sheet of examples, each the reads of its options.
+
+    `exact` keeps the normalisers of options that share one, for whoever compares scores with more than each other.
+    """
     sequences: list[Ids] = []
-    site_sequence: list[int] = []
-    site_position: list[int] = []
-    read_site: list[int] = []
-    read_token: list[int] = []
-    read_option: list[int] = []
+    sites: list[tuple[int, int]] = []
+    read_sites: list[int] = []
     counts: list[tuple[int, int, int]] = []
-    closed = True
-    for full, start in examples:
-        before = len(sequences), len(site_position), len(read_token)
-        if all(len(f) == start + 1 for f in full):
-            sequences.append(full[0][:start])
-            site_sequence.append(before[0])
-            site_position.append(start - 1)
-            for option, f in enumerate(full):
-                read_site.append(before[1])
-                read_token.append(f[start])
-                read_option.append(option)
-        else:
-            closed = False
-            for option, f in enumerate(full):
-                for position in range(start, len(f)):
-                    read_site.append(len(site_position))
-                    read_token.append(f[position])
-                    read_option.append(option)
-                    site_sequence.append(len(sequences))
-                    site_position.append(position - 1)
-                sequences.append(f[:-1])
-        counts.append((len(sequences) - before[0], len(site_position) - before[1], len(read_token) - before[2]))
+    options, closed = 0, not exact
+    for reads in examples:
+        before = len(sequences), len(sites)
+        own_sequences: dict[Ids, int] = {}
+        own_sites: dict[tuple[int, int], int] = {}
+        for read in reads:
+            sequence = own_sequences.setdefault(read.ids, before[0] + len(own_sequences))
+            site = own_sites.setdefault((sequence, read.position), before[1] + len(own_sites))
+            read_sites.append(site)
+        sequences += own_sequences
+        sites += own_sites
+        own_options = {read.option for read in reads}
+        options = max(options, 1 + max(own_options))
+        closed &= len(own_sites) == 1 and len(reads) == len(own_options) > 1 and all(read.weight == 1 for read in reads)
+        counts.append((len(own_sequences), len(own_sites), len(reads)))
     per = list(zip(*counts, strict=True))
-    closed = closed and all(len(full) > 1 for full, _ in examples)
+    every = [read for reads in examples for read in reads]
     return Sheet(
         tuple(sequences),
         Ranges.of(per[0]),
-        np.array(site_sequence),
-        np.array(site_position),
+        np.array([sequence for sequence, _ in sites]),
+        np.array([position for _, position in sites]),
         Ranges.of(per[1]),
-        np.array(read_site),
-        np.array(read_token),
-        np.array(read_option),
+        np.array(read_sites),
+        np.array([read.token for read in every]),
+        np.array([read.option for read in every]),
+        np.array([read.weight for read in every], dtype=np.float32),
         Ranges.of(per[2]),
-        max(len(full) for full, _ in examples),
+        options,
         closed,
     )

@@ -7,6 +7,8 @@ of 64 steps, each full block followed by the CRC-32 of its bytes. A step is floa
     coefficients   header["directions"]: as many in every step, or [[first step, count], ...]
     memory         header["memory"]: what the estimator remembers of the step (nothing where the header does not say)
 
+A step that was left out is NaN, but for layer sizes that were measured before it failed.
+
 The last block may be open: its whole records count, a torn record does not, nor does anything that runs into zero bytes
 at the file's very end (what a power cut can leave; a run recomputes it to the same bits). A number 0 is written as -0.0, so
 that no step looks like that. A full block whose checksum is wrong is refused.
@@ -48,6 +50,11 @@ class Record(NamedTuple):
     coefficients: Numbers
     memory: Numbers = NOTHING
     sizes: Numbers = NOTHING
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the step was left out."""
+        return bool(np.isnan(self.coefficients).any())
 
 
 class Layout(NamedTuple):
@@ -177,10 +184,13 @@ def replay(header: Header, records: Sequence[Record], weights: Weights, start: i
             "The journal belongs to other weights: the base model's fingerprint differs. Give the model the run began with."
         )
     for t, record in enumerate(records[start:], start):
-        if len(record.sizes):
+        if len(record.sizes) and not np.isnan(record.sizes).any():
             weights.resize(record.sizes.tolist())
+        if record.skipped:
+            continue
         weights.ascend(t, gradient_of(header, t, record.coefficients))
-    return tuple(records[-1].memory.tolist()) if records else ()
+    last = next((r for r in reversed(records) if not r.skipped), None)
+    return tuple(last.memory.tolist()) if last is not None else ()
 
 
 class Journal:
@@ -238,6 +248,13 @@ class Journal:
         self._file.flush()
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
+
+    def skip(self, sizes: Numbers = NOTHING) -> None:
+        """One step that is left out, with the layer sizes that were measured before it failed, if any."""
+        t, layout = self._steps, self._layout
+        widths = (count_at(layout.directions, t), layout.memory, layout.sized(t))
+        coefficients, memory, unknown = (np.full(n, np.nan, dtype=np.float32) for n in widths)
+        self.append(Record(coefficients, memory, sizes if len(sizes) else unknown))
 
     def sync(self) -> None:
         """Returns once everything appended is on the disk."""

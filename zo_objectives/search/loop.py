@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from zo_objectives.errors import SkipStep
 from zo_objectives.search.adaptive import Adaptive
 from zo_objectives.search.estimators import Estimator, Evaluator, Memory, ProjectedGradient, check_finite, scores_of
 from zo_objectives.search.journal import NOTHING, Journal, Record, replay
@@ -13,12 +14,16 @@ from zo_objectives.search.weights import Realised, Weights
 
 
 class Step(NamedTuple):
-    """A step that has been taken: its number from 0, what the probes scored, what was applied, and what became of it."""
+    """A step: its number from 0, what the probes scored, what was applied, and what became of it.
+
+    `skipped` says why it was left out; then there are no scores, and nothing was applied.
+    """
 
     t: int
     scores: tuple[float, ...]
     gradient: ProjectedGradient
     realised: Realised | None = None
+    skipped: str | None = None
 
 
 def climb(
@@ -35,7 +40,8 @@ def climb(
     """Tunes `weights` for `steps` steps, each yielded once it is applied; goes on where `journal` ends.
 
     `adaptive` measures layer sizes. Every `watch` steps (never for 0), `Step.realised` says how much of the step the
-    weights' precision kept. Raises RunError, with the weights as they were, where a score is not finite.
+    weights' precision kept. Where `evaluate` raises SkipStep, the step is left out, in the journal too. Raises RunError,
+    with the weights as they were, where a score is not finite.
     """
     start, memory = 0, Memory()
     if journal is not None:
@@ -43,11 +49,17 @@ def climb(
         start = len(journal.records)
     for t in range(start, steps):
         key = fold_in(root_key(seed), t)
-        sizes = adaptive.measure(weights, evaluate, t, key) if adaptive is not None and adaptive.due(t) else NOTHING
-        if len(sizes):
-            weights.resize(sizes.tolist())
-        probes = estimator.probes(key, t)
-        scores = scores_of(evaluate, probes, t)
+        sizes = NOTHING
+        try:
+            if adaptive is not None and adaptive.due(t):
+                sizes = adaptive.measure(weights, evaluate, t, key)
+                weights.resize(sizes.tolist())
+            scores = scores_of(evaluate, estimator.probes(key, t), t)
+        except SkipStep as reason:
+            if journal is not None:
+                journal.skip(sizes)
+            yield Step(t, (), ProjectedGradient(key, (), NOTHING), skipped=str(reason))
+            continue
         with np.errstate(over="ignore", invalid="ignore"):
             gradient = estimator.gradient(key, scores, t, memory)
         check_finite(gradient.coefficients.tolist(), scores, t)
