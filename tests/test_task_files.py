@@ -251,7 +251,7 @@ def reward(name: str) -> ModuleType:
 
 
 def test_every_task_is_here() -> None:
-    assert set(CASES) | {"reviews", "sums", "tidy"} == set(task_files())
+    assert set(CASES) | {"reviews", "sums", "tidy", "sst2_good_bad"} == set(task_files())
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,6 +13,7 @@ import yaml
 
 from zo_objectives.errors import InputError
 from zo_objectives.language import data, harness, hf, objectives
+from zo_objectives.language.outputs import Example, Generations
 from zo_objectives.language.prepare import ASSETS, GENERATED, openings, read_jsonl, sums
 from zo_objectives.language.tasks import TaskSpec, apply_filters, find_task, read_task, task_files
 from zo_objectives.scoring import Pool
@@ -158,7 +159,7 @@ def test_a_file_of_the_harness_runs_unchanged(tmp_path: Path) -> None:
     )
     spec = read_task(write(tmp_path, LM_EVAL))
     splits = data.load(data.Form(spec), folder)
-    assert (len(splits.train), len(splits.validation), len(splits.test)) == (8, 2, 1)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (6, 4, 1)
     assert splits.test[0].prompt == "Solve.\nQuestion: x\nAnswer:"
     assert splits.test[0].targets == ("1",)
     assert spec.metrics == ("exact_match",)
@@ -239,7 +240,12 @@ def test_fields_of_the_harness_and_their_defaults(tmp_path: Path) -> None:
     assert spec.dataset_kwargs == {"data_files": "a.csv"}, "data sets bring no code that could be trusted"
     assert spec.doc_to_choice == ("bad", "good")
     assert spec.metadata == {"version": 1.0, "about": "x"}
-    assert spec.metrics == ("accuracy", "f1_macro", "f1", "exact_match")
+    *names, exact = spec.metrics
+    assert names == ["accuracy", "f1_macro", "f1"]
+    matching = objectives.resolve(exact)
+    assert matching.name == "exact_match"
+    assert matching(Generations(["A 1,000"]), [Example(0, "p", {}, targets=("a 1000",))]) == 1.0
+    assert matching(Generations(["A 1.000"]), [Example(0, "p", {}, targets=("a 1000",))]) == 0.0
     assert [m.arguments for m in spec.metric_list][-2:] == [{}, {"ignore_case": True, "regexes_to_ignore": (",",)}]
     nothing = read_task(write(tmp_path, CHOICE | {"num_fewshot": None, "dataset_kwargs": None, "metadata": None}))
     assert (nothing.num_fewshot, nothing.dataset_kwargs, nothing.metadata) == (0, {}, {})
@@ -461,7 +467,7 @@ def ids(splits: data.Splits) -> list[list[str]]:
 def test_validation_is_cut_from_train_disjoint_and_always_the_same(tmp_path: Path) -> None:
     splits = {"train": rows(50), "test": rows(5, 100)}
     train, validation, test = ids(load(tmp_path, splits))
-    assert (len(train), len(validation), len(test)) == (40, 10, 5)
+    assert (len(train), len(validation), len(test)) == (30, 20, 5)
     assert sorted(train + validation) == sorted(r["text"] for r in rows(50))
     assert ids(load(tmp_path, splits)) == [train, validation, test]
 
@@ -469,7 +475,7 @@ def test_validation_is_cut_from_train_disjoint_and_always_the_same(tmp_path: Pat
 def test_a_lone_validation_split_is_the_test(tmp_path: Path) -> None:
     train, validation, test = ids(load(tmp_path, {"train": rows(50), "validation": rows(5, 100)}))
     assert test == [r["text"] for r in rows(5, 100)]
-    assert len(validation) == 10
+    assert len(validation) == 20
     assert not set(train) & set(validation)
 
 
@@ -512,7 +518,7 @@ def test_validate_passes_a_good_task(tmp_path: Path) -> None:
     said = lines_of(tmp_path, {"train": rows(50), "test": rows(5, 100)})
     assert all(good for _, good in said)
     text = "\n".join(line for line, _ in said)
-    assert "40 train, 10 validation, 5 test" in text
+    assert "30 train, 20 validation, 5 test" in text
     assert "'film 0 It was' -> ' bad'" in text or "'film 1 It was' -> ' good'" in text
     assert "no example is in two splits" in text
 
@@ -528,7 +534,7 @@ def test_validate_finds_a_leak(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"doc_to_choice": ["good", "good"]}, "are the same tokens"),
-        ({"doc_to_text": "{{text}} " * 300}, "too long for reviews-1m: 40 of 40 in train"),
+        ({"doc_to_text": "{{text}} " * 300}, "too long for reviews-1m: 30 of 30 in train"),
         ({"metric_list": [{"metric": "acuracy"}]}, "Did you mean 'accuracy'?"),
         ({"doc_to_text": "{{nothing}}"}, "The data has the columns"),
         ({"task": "mine", "unknown": 1}, "is not supported"),

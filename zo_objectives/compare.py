@@ -24,7 +24,7 @@ from zo_objectives.config import (
     named,
     task_settings,
 )
-from zo_objectives.errors import InputError
+from zo_objectives.errors import InputError, Unfit
 from zo_objectives.language.tasks import TaskSpec, load_task
 from zo_objectives.report import write_report
 from zo_objectives.results import machine, make_folder, versions, write_atomically
@@ -109,13 +109,20 @@ def run_plan(plan: Plan, output: Path, *, command: str, show: bool, say: Callabl
         done = (output / name / "results.csv").exists()
         if not done and (bench is None or not bench.serves(config)):
             bench = Workbench.open(config)
-        folder = execute(config, output / name, bench=bench, show=show)
+        try:
+            folder = execute(config, output / name, bench=bench, show=show)
+        except Unfit as reason:
+            notes.append(f"{config.task}, {config.called}, seed {config.seed}: left out. {reason}")
+            say(notes[-1])
+            continue
         frame = pd.read_csv(folder / "results.csv").assign(run=name)
         say(_headline(frame, config) + (" (was there)" if done else ""))
         frames.append(frame)
         if (folder / NOTES).exists():
             said = (folder / NOTES).read_text(encoding="utf-8").splitlines()
             notes += [f"{config.task}, {config.called}, seed {config.seed}: {note}" for note in said]
+    if not frames:
+        raise InputError(f"No method could be run. {notes[-1] if notes else 'Name a task and a method.'}")
     results = pd.concat(frames, ignore_index=True)
     write_atomically(output / "results.csv", results.to_csv(index=False))
     write_atomically(

@@ -8,6 +8,10 @@ class InputError(ValueError):
     """What the user gave cannot work; the message names the culprit and the cure. Commands exit with code 2."""
 
 
+class Unfit(InputError):
+    """A method that cannot work on this task with this model, where another can: a comparison goes on without it."""
+
+
 class RunError(RuntimeError):
     """The run itself failed; weights and journal are intact and the message says how to go on. Exit code 1."""
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zo_objectives.errors import InputError
+from zo_objectives.errors import InputError, Unfit
 from zo_objectives.language.hf import LanguageModel
 from zo_objectives.language.objectives import Objective
 from zo_objectives.language.outputs import Choices
@@ -63,7 +63,7 @@ def fit(pool: Pool, train: Indices, validation: Indices, metric: Objective) -> P
 
     options = {e.options for e in pool.examples}
     if pool.spec.output_type != "multiple_choice" or len(options) != 1:
-        raise InputError(
+        raise Unfit(
             f"Task {pool.spec.task!r} has no fixed classes to probe for. Take `ft:head`, which tunes the head instead."
         )
     x, seen, y = features(pool, train), features(pool, validation), np.array([e.label for e in pool.at(train)])
@@ -91,7 +91,7 @@ def label_rows(pool: Pool, train: Indices, validation: Indices, metric: Objectiv
     """The additions to the head's rows that make the model say what a probe says. Raises InputError."""
     sheet = pool.choices
     if not sheet.closed:
-        raise InputError(
+        raise Unfit(
             f"Task {pool.spec.task!r}: options of several tokens for {pool.lm.name}, or scored against each other's"
             " lengths, cannot begin as a linear probe. Use options of one token and scoring=sum."
         )
