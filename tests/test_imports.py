@@ -84,6 +84,7 @@ BRIDGE = {
     "testing": ("adaptive errors estimators examine geometry journal keys loop members objective outputs rules weights"),
     "subsets": "adapters anatomy errors geometry hf",
     "states": "errors",
+    "draws": "errors generation objectives outputs",
     "failures": "errors estimators objectives results",
     "sweep": "compare config errors results run tasks workbench",
     "probing": "errors hf objectives outputs passes scoring sheet subsets",
@@ -94,12 +95,13 @@ BRIDGE = {
     "tail": "errors hf norms passes sheet states subsets trunk",
     "readout": "generation sheet tail",
     "scoring": (
-        "errors estimators generation hf objectives outputs passes readout sheet sheets subsets tail tasks trunk weights"
+        "draws errors estimators generation hf objectives outputs passes readout sheet sheets subsets tail tasks "
+        "trunk weights"
     ),
     "config": "errors tasks",
     "bench": "bench_language bench_search charts errors results timing",
     "building": (
-        "adaptive batched config errors estimators geometry hf journal layers losses noise results rules "
+        "adaptive batched config draws errors estimators geometry hf journal layers losses noise results rules "
         "scoring shaping stores subsets weights workbench"
     ),
     "run": (

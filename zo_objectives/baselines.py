@@ -126,7 +126,7 @@ def _tuned(run: Run, pool: Pool, tuned: Mapping[str, nn.Parameter]) -> list[Resu
     run.memory.restart()
     base = _copy(tuned)
     score, before = (
-        run.watch(scorer, [headline], bench.validation)[0][headline.name],
+        run.headline(scorer, headline),
         run.watch(scorer, [headline], bench.test)[1],
     )
     best: tuple[float, int, float, Values] = (score, 0, 0.0, base)
@@ -143,7 +143,7 @@ def _tuned(run: Run, pool: Pool, tuned: Mapping[str, nn.Parameter]) -> list[Resu
                 clock.stop()
                 found = None
                 if (t + 1) % max(1, settings.steps // 5) == 0 or t + 1 == settings.steps:
-                    found = run.watch(scorer, [headline], bench.validation)[0][headline.name]
+                    found = run.headline(scorer, headline)
                     if found > best[0]:
                         best = (found, t + 1, rate, _copy(tuned))
                 forwards, examples, tokens = (a - b for a, b in zip(spent_so_far(pool), spent, strict=True))

@@ -7,6 +7,7 @@ import numpy as np
 from zo_objectives import subsets
 from zo_objectives.batched import BatchedScorer
 from zo_objectives.config import HOW, RunConfig
+from zo_objectives.draws import Signal
 from zo_objectives.errors import InputError, unknown
 from zo_objectives.language import hf
 from zo_objectives.losses import cross_entropy
@@ -104,6 +105,11 @@ def build_estimator(config: RunConfig, weights: Weights) -> Estimator:
     return RoundRobin(found, weights.layers.count) if config.blocks == "round-robin" and weights.layers else found
 
 
+def signal_of(config: RunConfig) -> Signal:
+    """What of the objective is climbed."""
+    return Signal(config.samples, config.temperature or None, config.pass_at)
+
+
 def build_adaptive(config: RunConfig, bench: Workbench, pool: Pool) -> Adaptive | None:
     """When and how layer sizes are measured."""
     wanted = config.layerwise
@@ -135,7 +141,8 @@ def build_search(bench: Workbench, pool: Pool, config: RunConfig) -> Search:
         bench.sites = scorer.sites
     elif isinstance(scorer, ForwardScorer) and config.members == "batched":
         scorer = BatchedScorer(pool, weights, scorer.trunk)
-    return Search(weights, estimator, Evaluation(scorer, objective, config.steps), subset, measured)
+    signal = signal_of(config) if config.method == "zo" else Signal()
+    return Search(weights, estimator, Evaluation(scorer, objective, config.steps, signal), subset, measured)
 
 
 def header_of(config: RunConfig, search: Search, bench: Workbench) -> Header:

@@ -149,6 +149,11 @@ class RunConfig(BaseModel):
     shots: int | None = Field(None, ge=1, description="examples of each class in train and in validation, instead of n_*")
     demonstrations: int | None = Field(None, ge=0, description="examples before every prompt; the task's where not given")
     scoring: Literal["sum", "mean", "calibrated"] = Field("sum", description="how options are scored; see language.sheets")
+    temperature: float | None = Field(
+        None, ge=0, description="at which text is drawn, or options for the objective; the task's where not given"
+    )
+    samples: int = Field(1, ge=1, description="draws for each example, whose mean score is climbed")
+    pass_at: int | None = Field(None, ge=1, description="k of pass@k, estimated from `samples` draws, instead of the mean")
     long_prompts: Literal["error", "drop", "cut"] = Field("error", description="cut: they lose their beginning")
     trunk_mb: int = Field(1024, ge=0, description="memory for stored hidden states, in MiB; what is beyond goes to TMPDIR")
     ft: FineTuning = FineTuning()

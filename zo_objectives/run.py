@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from zo_objectives import probing
-from zo_objectives.building import Search, batch_of, build_search, header_of
+from zo_objectives.building import Search, batch_of, build_search, header_of, signal_of
 from zo_objectives.config import HOW, RunConfig, dump, read_config
 from zo_objectives.errors import InputError, RunError
 from zo_objectives.failures import Skipping
@@ -91,6 +91,9 @@ class Run:
                 if evaluation.kind not in seen:
                     seen[evaluation.kind] = evaluation.at_rest(indices)
                 values[metric.name] = metric(seen[evaluation.kind], examples)
+            if self.config.pass_at is not None:
+                passing = Evaluation(scorer, metrics[0], self.config.steps, signal_of(self.config))
+                values = {f"pass@{self.config.pass_at}": float(passing.value(indices)), **values}
         return values, seen[kind_for(scorer.pool.spec, metrics[0])]
 
     def begin(self, pool: Pool) -> None:
@@ -102,6 +105,10 @@ class Run:
         if not path.exists():
             save_weights(path, probing.label_rows(pool, bench.train, bench.validation, bench.metrics[0]))
         probing.put_rows(pool.lm, load_file(path))
+
+    def headline(self, scorer: Scorer, metric: Objective) -> float:
+        """What chooses: the first metric on validation."""
+        return next(iter(self.watch(scorer, [metric], self.bench.validation)[0].values()))
 
     def check_objective(self, search: Search) -> None:
         """Scores a few examples before anything is spent, so that a failing callable is wrong input, not a failed run.
@@ -208,7 +215,7 @@ class Run:
     def validation(self, scorer: Scorer, metric: Objective) -> float | None:
         """The headline metric on validation; None where it failed and failures are skipped."""
         try:
-            return self.watch(scorer, [metric], self.bench.validation)[0][metric.name]
+            return self.headline(scorer, metric)
         except Failure:
             if self.config.on_failure == "stop":
                 raise

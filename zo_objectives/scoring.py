@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property, lru_cache
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zo_objectives.draws import Signal
 from zo_objectives.errors import InputError
 from zo_objectives.language.generation import Sampler, generate, sampler_of, stop_tokens, text_of
 from zo_objectives.language.hf import LanguageModel
@@ -83,7 +84,8 @@ class Pool:
     scoring: Scoring = "sum"
     cut: bool = False  # prompts that are too long lose their beginning
     exact: bool = False  # scores of options are compared with more than each other
-    seed: int = 0  # of what is sampled
+    seed: int = 0  # of what is drawn
+    temperature: float | None = None  # of drawn text; None: as the task says
     cost: Cost = field(default_factory=Cost)
 
     def renewed(self, lm: LanguageModel) -> "Pool":
@@ -113,7 +115,7 @@ class Pool:
 
     def sampler(self, draw: int) -> Sampler | None:
         """How text is drawn for the `draw`-th time; None: greedily."""
-        return sampler_of(self.spec.generation_kwargs, self.seed, draw)
+        return sampler_of(self.spec.generation_kwargs, self.temperature, (self.seed, draw))
 
     @property
     def new_tokens(self) -> int:
@@ -282,26 +284,63 @@ def scorer_for(
 class Evaluation:
     """An objective on a scorer: scores of probes on a batch, and of the weights at rest on a whole split."""
 
-    def __init__(self, scorer: Scorer, objective: Objective, steps: int = 0, chunk: int = 512) -> None:
+    def __init__(
+        self, scorer: Scorer, objective: Objective, steps: int = 0, signal: Signal | None = None, chunk: int = 512
+    ) -> None:
         self.scorer, self.objective, self.steps, self.chunk = scorer, objective, steps, chunk
+        self.signal = signal or Signal()
         self.kind = kind_for(scorer.pool.spec, objective)
+        self.signal.check(objective, self._draws)
+
+    @property
+    def _draws(self) -> bool:
+        """Whether what is scored is drawn: text by the pool, options by the signal."""
+        if self.kind is Kind.TEXT:
+            return self.scorer.pool.sampler(0) is not None
+        return self.kind is Kind.CHOICE and bool(self.signal.temperature) and self.objective.needs is Needs.PREDICTION
 
     def scores(self, probes: Sequence[Probe], indices: Indices, draw: int = 0) -> list[Scored]:
-        """One score for each probe; all of them sample the same `draw`."""
+        """One score for each probe; all of them share the `draw`."""
         pool = self.scorer.pool
+        examples = pool.at(indices)
         with scoring(step=draw, steps=self.steps, tokenize=pool.tokenize):
-            return self.objective.scores(self.scorer.each(self.kind, probes, indices, draw), pool.at(indices))
+            return self.signal.values(self.objective, self._drawn(probes, indices, examples, draw), examples)
+
+    def _drawn(
+        self, probes: Sequence[Probe], indices: Indices, examples: Sequence[Example], draw: int
+    ) -> Iterator[Iterable[Outputs]]:
+        """What every probe says, once for each sample."""
+        numbers = range(draw * self.signal.samples, (draw + 1) * self.signal.samples)
+        if self.kind is Kind.TEXT:
+            yield from (self.scorer.each(self.kind, probes, indices, n) for n in numbers)
+        elif not self._draws:
+            yield self.scorer.each(self.kind, probes, indices)
+        else:
+            said = [o for o in self.scorer.each(self.kind, probes, indices) if isinstance(o, Choices)]
+            keys = [(self.scorer.pool.seed, n) for n in numbers]
+            yield from ([self.signal.drawn(o, examples, key) for o in said] for key in keys)
+
+    def value(self, indices: Indices) -> Scored:
+        """The signal of the weights at rest; not charged, since it only watches."""
+        with self._unpaid():
+            parts = [self._drawn([REST], part, self.scorer.pool.at(part), 0) for part in self._parts(indices)]
+            draws = [[_joined([next(iter(outputs)) for outputs in of_draw])] for of_draw in zip(*parts, strict=True)]
+            return self.signal.values(self.objective, draws, self.scorer.pool.at(indices))[0]
 
     def at_rest(self, indices: Indices) -> Outputs:
         """What the model says now; not charged, since it only watches."""
+        with self._unpaid():
+            return _joined([self.scorer.outputs(self.kind, [REST], part)[0] for part in self._parts(indices)])
+
+    def _parts(self, indices: Indices) -> list[Indices]:
+        return np.split(indices, range(self.chunk, len(indices), self.chunk))
+
+    @contextmanager
+    def _unpaid(self) -> Iterator[None]:
         cost = self.scorer.pool.cost
         before = (cost.forwards, cost.examples, cost.tokens)
-        parts = [
-            self.scorer.outputs(self.kind, [REST], part)[0]
-            for part in np.split(indices, range(self.chunk, len(indices), self.chunk))
-        ]
+        yield
         cost.forwards, cost.examples, cost.tokens = before
-        return _joined(parts)
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:

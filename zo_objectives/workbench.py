@@ -61,6 +61,7 @@ class Workbench:
             scoring=config.scoring,
             cut=config.long_prompts == "cut",
             seed=config.seed,
+            temperature=config.temperature,
         )
         bench = cls(config, spec, path.parent, splits, lm, pool, own, notes)
         bench.pool = replace(pool, exact=any(metric.needs is Needs.FULL for metric in bench.metrics))
@@ -68,7 +69,7 @@ class Workbench:
 
     def serves(self, config: RunConfig) -> bool:
         """Whether a run with `config` may use this bench."""
-        reading = ("n_train", "n_validation", "n_test", "shots", "demonstrations", "scoring", "long_prompts")
+        reading = ("n_train", "n_validation", "n_test", "shots", "demonstrations", "scoring", "long_prompts", "temperature")
         shared = ("task", "include_path", "model", "data_dir", "dtype", "device", "objective", "isolation", *reading)
         same = all(getattr(self.config, name) == getattr(config, name) for name in shared)
         return same and (not self._by_seed or config.seed == self.config.seed)

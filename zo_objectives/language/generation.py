@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zo_objectives.language.hf import LanguageModel
@@ -40,21 +41,23 @@ class Sampler:
             scores = TopKLogitsWarper(self.top_k)(nothing, scores)
         if self.top_p is not None and self.top_p < 1:
             scores = TopPLogitsWarper(self.top_p)(nothing, scores)
-        noise = {e: self._gumbel(e, position, logits.shape[-1]) for e in set(examples)}
+        noise = {e: torch.from_numpy(gumbel(self.key, e, position, logits.shape[-1])) for e in set(examples)}
         return scores + torch.stack([noise[e] for e in examples]).to(scores.device)
 
-    def _gumbel(self, example: int, position: int, size: int) -> Tensor:
-        seed, draw = self.key
-        bits = np.random.Philox(key=[seed & 0xFFFFFFFF, draw], counter=[0, position, example, 0])
-        uniform = np.maximum(np.random.Generator(bits).random(size), np.finfo(np.float64).tiny)
-        return torch.from_numpy(-np.log(-np.log(uniform)).astype(np.float32))
+
+def gumbel(key: tuple[int, int], example: int, position: int, size: int) -> NDArray[np.float32]:
+    """Gumbel noise, a function of (seed, draw), example and position alone: by numpy's Philox, on every device the same."""
+    seed, draw = key
+    bits = np.random.Philox(key=[seed & 0xFFFFFFFF, draw], counter=[0, position, example, 0])
+    uniform = np.maximum(np.random.Generator(bits).random(size), np.finfo(np.float64).tiny)
+    return (-np.log(-np.log(uniform))).astype(np.float32)
 
 
-def sampler_of(kwargs: GenerationKwargs, seed: int, draw: int) -> Sampler | None:
-    """How a task's file wants tokens to be drawn; None: the likeliest."""
-    if not kwargs.do_sample or kwargs.temperature == 0:
-        return None
-    return Sampler(kwargs.temperature, kwargs.top_k, kwargs.top_p, (seed, draw))
+def sampler_of(kwargs: GenerationKwargs, temperature: float | None, key: tuple[int, int]) -> Sampler | None:
+    """How tokens are drawn: at `temperature`, or where None as the task's file says; None: the likeliest."""
+    own = kwargs.temperature if kwargs.do_sample else 0.0
+    chosen = own if temperature is None else temperature
+    return Sampler(chosen, kwargs.top_k, kwargs.top_p, key) if chosen > 0 else None
 
 
 def stop_tokens(lm: LanguageModel, until: Sequence[str]) -> list[int]:
