@@ -84,6 +84,9 @@ BRIDGE = {
     "testing": ("adaptive errors estimators examine geometry journal keys loop members objective outputs rules weights"),
     "subsets": "adapters anatomy errors geometry hf",
     "states": "errors",
+    "standings": "families sources",
+    "sources": "errors families",
+    "families": "",
     "draws": "errors generation objectives outputs",
     "failures": "errors estimators objectives results",
     "sweep": "compare config errors results run tasks workbench",
@@ -129,12 +132,13 @@ BRIDGE = {
     "workbench": "adapters config data demonstrations errors hf objectives outputs scoring sheets tail tasks",
     "results": "errors",
     "charts": "",
-    "report": "charts errors",
+    "report": "charts errors families sources standings",
     "pretrain": "errors",
     "pretrain_masked": "errors pretrain",
     "api": "compare config objectives replay run tasks workbench",
     "cli": (
-        "bench compare config errors hf listing memory memory_table replay report results run sweep tasks timing validate"
+        "bench compare config errors hf listing memory memory_table replay report results run standings sweep "
+        "tasks timing validate"
     ),
     "__main__": "cli",
     "__init__": (

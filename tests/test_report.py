@@ -13,7 +13,10 @@ import pytest
 from zo_objectives.charts import Axis, Line, decimate, line_chart, spread, tick_labels
 from zo_objectives.config import METHODS, named
 from zo_objectives.errors import InputError
-from zo_objectives.report import ORDER, family, merge_notes, pivot, standing, summary, write_report
+from zo_objectives.families import ORDER, family
+from zo_objectives.report import write_report
+from zo_objectives.sources import merge_notes
+from zo_objectives.standings import pivot, standing, summary
 
 COLUMNS = (
     "task,model,method,objective,tune,seed,split,metric,value,n,forwards,examples,tokens,seconds,peak_memory_mb,"

@@ -162,8 +162,8 @@ def _print_table(results: Any) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from zo_objectives.report import summary
     from zo_objectives.results import console
+    from zo_objectives.standings import summary
 
     title = "test, mean ± standard deviation over seeds"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -5,15 +5,13 @@ page. The page states what the numbers say: a difference counts as won or lost o
 seeds, and neither where one seed shows none. The same folders give the same bytes: nothing here looks at the clock.
 """
 
-import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -21,44 +19,19 @@ from markupsafe import Markup
 
 from zo_objectives.charts import Line, line_chart, strip
 from zo_objectives.errors import InputError
+from zo_objectives.families import AFTER, FORWARD, SEEDLESS, base, family, group, rank
+from zo_objectives.sources import HISTORY, Source, merge, read_csv, read_json, source
+from zo_objectives.standings import forwards_of, pivot, standing, summary
 
-WORDS = ["task", "model", "method", "objective", "tune", "split", "metric", "run"]
-COSTS = ["forwards", "examples", "tokens", "seconds", "peak_memory_mb", "parameters"]
-NUMBERS = ["seed", "value", "n", *COSTS, "best_step"]
-HISTORY = ["step", "forwards", "tie_rate", "validation"]
-RUN = ["task", "model", "method", "objective", "tune", "precision", "seed"]  # what one run is known by
-GROUPS = {  # of the methods, in their usual order; everything else after them
-    "no training": ("zero-shot", "calibrated", "icl"),
-    "probing": ("lp",),
-    "backprop": ("ft",),
-    "zeroth-order": ("mezo-ce", "zo"),
-}
-ORDER = tuple(chain(*GROUPS.values()))
-FORWARD = set(ORDER) - set(GROUPS["backprop"])  # the methods that take nothing but forward passes of the model
-UNTUNED = (*GROUPS["no training"], "lp")  # methods for which objective and tuned parameters mean nothing
-SEEDLESS = ("zero-shot", "calibrated")  # methods for which one seed is as good as many
-AFTER = "lp+"  # what the label of a method begins with that starts where linear probing ends
 STYLES = {"zo": "c0", "mezo-ce": "c1", "ft": "c2", "icl": "c3", "lp": "c7", "zero-shot": "c5", "calibrated": "c4"}
 VARIANTS = 4  # looks of one colour, one for each method of a family
 MANY = 5  # notes; more are folded away
-OPTIONAL = ["dtype"]  # columns of results.csv that old files lack
-OF_SEED = re.compile(r"(.*), seed (\d+)(: .*)", re.DOTALL)  # a note of one run
 WORD = re.compile(r"[\w-]+(?:[:+][\w-]+)*")  # `zo:lora` and `lp+zo` are one word, `sst2:` is `sst2`
 STRETCHES = 60  # of training that tie rates are averaged over: a single step has few pairs
 SHOWN = {"fixed": 3, "broken": 3, "right": 1, "wrong": 1, "better": 3, "worse": 3, "changed": 3, "unchanged": 2}
 
 Row = Mapping[Any, Any]
 Histories = dict[str, list[tuple[float, pd.DataFrame]]]
-
-
-class Source(NamedTuple):
-    """One folder as read: its rows and what is known of how they were made."""
-
-    folder: Path
-    results: pd.DataFrame
-    about: dict[str, Any]
-    config: str
-    notes: list[str]
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -68,16 +41,16 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     """
     if not folders:
         raise InputError("Nothing to report on: name at least one folder that holds a results.csv.")
-    sources = [_source(folder) for folder in {Path(folder).resolve(): Path(folder) for folder in folders}.values()]
+    sources = [source(folder) for folder in {Path(folder).resolve(): Path(folder) for folder in folders}.values()]
     results = merge(sources)
-    methods = sorted(set(results["method"]), key=_rank)
+    methods = sorted(set(results["method"]), key=rank)
     sections = [_section(runs, methods, sources) for _, runs in results.groupby(["task", "model"], sort=False)]
     table = pivot(results, {section["task"]: section["metrics"][0] for section in sections})
     page = _template().render(
         sections=sections,
-        groups=[(title, len(list(names))) for title, names in groupby(methods, _group)],
+        groups=[(title, len(list(names))) for title, names in groupby(methods, group)],
         standing=standing(table, [section["direction"] for section in sections]),
-        forwards=_forwards(results, methods),
+        forwards=forwards_of(results, methods),
         methods=methods,
         sources=sources,
         tasks={section["task"] for section in sections},
@@ -87,162 +60,6 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     except OSError as error:
         raise InputError(f"Cannot write the report to {output}: {error.strerror}. Choose another file.") from error
     return output
-
-
-def summary(results: pd.DataFrame) -> pd.DataFrame:
-    """One row a task, model, method, split and metric, methods in their usual order.
-
-    `mean` and `std` (ddof 1, NaN with one seed) of the value over `seeds` runs with a number, out of `runs`; `gain`
-    is the mean less zero-shot's (NaN without one); `n` and the costs of training are means over the runs.
-    """
-    groups = results.groupby(["task", "model", "method", "split", "metric"], sort=False)
-    values = groups["value"].agg(mean="mean", std="std", seeds="count", runs="size")
-    table: pd.DataFrame = values.join(groups[["n", *COSTS]].mean()).reset_index()
-    where = ["task", "model", "split", "metric"]
-    untuned = table[table["method"] == "zero-shot"].set_index(where)["mean"]
-    table.insert(7, "gain", table["mean"] - untuned.reindex(pd.MultiIndex.from_frame(table[where])).to_numpy())
-    pairs = list(dict.fromkeys(zip(table["task"], table["model"], strict=True)))
-    cells = table[["task", "model", "method", "split"]].itertuples(index=False, name=None)
-    places = [(pairs.index((task, model)), _rank(name), split != "validation") for task, model, name, split in cells]
-    return table.take(sorted(range(len(table)), key=places.__getitem__)).reset_index(drop=True)
-
-
-def pivot(results: pd.DataFrame, metrics: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """One row a task and model: `metric`, `split`, and for every method the mean of that metric over seeds.
-
-    The metric is the one `metrics` names for the task, else the task's first; the split is test where a task has it.
-    Methods are in their usual order; NaN where a task lacks one.
-    """
-    rows, task = summary(results), ["task", "model"]
-    methods = sorted(set(rows["method"]), key=_rank)
-    chosen = results.groupby("task", sort=False)["metric"].first().to_dict() | dict(metrics or {})
-    rows = rows[rows["metric"] == rows["task"].map(chosen)]
-    tested = rows.groupby(task)["split"].transform(lambda splits: splits.eq("test").any())
-    rows = rows[(rows["split"] == "test") | ~tested.astype("bool")]
-    wide = rows.pivot(index=task, columns="method", values="mean").reindex(columns=methods)
-    table = rows.drop_duplicates(task).set_index(task)[["metric", "split"]]
-    return table.join(wide).rename_axis(columns="method")
-
-
-def standing(table: pd.DataFrame, directions: Sequence[int]) -> dict[str, pd.Series]:
-    """Of a pivot with several rows, for every method that each row has: its mean rank, 1 the highest, ties sharing
-    theirs; and its mean, where the rows have one metric. A direction of -1 means that lower is better."""
-    scores = table.drop(columns=["metric", "split"]).dropna(axis="columns")
-    if len(scores) < 2 or len(scores.columns) < 2:
-        return {}
-    ranks = scores.mul(pd.Series(directions, scores.index), axis="index").round(3).rank(axis="columns", ascending=False)
-    alike = table["metric"].nunique() == 1 and table["split"].nunique() == 1
-    return ({"mean": scores.mean()} if alike else {}) | {"mean rank": ranks.mean()}
-
-
-def base(method: str) -> str:
-    """The name that a label begins with: `zo:lora` of `zo:lora · accuracy`."""
-    return method.partition(" · ")[0]
-
-
-def family(method: str) -> str:
-    """The method that a label is a form of: `zo` of `zo:lora`, of `lp+zo` and of `zo · accuracy`."""
-    return base(method).removeprefix(AFTER).partition(":")[0]
-
-
-def _rank(method: str) -> tuple[int, bool, str]:
-    """Where a method stands: the usual order first, then by name; forms of a method stand beside it."""
-    place = ORDER.index(family(method)) if family(method) in ORDER else len(ORDER)
-    return place, method.startswith(AFTER), method
-
-
-def _group(method: str) -> str:
-    """The title that a method stands under."""
-    return next((title for title, names in GROUPS.items() if family(method) in names), "other")
-
-
-def _forwards(results: pd.DataFrame, methods: Sequence[str]) -> dict[tuple[float, float], list[str]]:
-    """The methods by the fewest and the most forward passes that a run of theirs took in training, cheap ones first."""
-    spent = results.dropna(subset="forwards").groupby("method")["forwards"]
-    fewest, most = spent.min().to_dict(), spent.max().to_dict()
-    found = dict[tuple[float, float], list[str]]()
-    for name in (name for name in methods if name in fewest):
-        found.setdefault((fewest[name], most[name]), []).append(name)
-    return dict(sorted(found.items()))
-
-
-def _source(folder: Path) -> Source:
-    """Read a folder; comparison.json and config.yaml are optional, and so is notes.txt of a run."""
-    if not (folder / "results.csv").is_file():
-        raise InputError(f"{folder} holds no results.csv. Give the output folder of `compare` or `run`.")
-    results = _read_csv(folder / "results.csv", [*WORDS, *OPTIONAL], NUMBERS)
-    if results.empty:
-        raise InputError(f"{folder / 'results.csv'} has no rows: nothing finished there. Run it again, then report.")
-    about, config, notes = folder / "comparison.json", folder / "config.yaml", folder / "notes.txt"
-    known = _read_json(about, "\0")[0] if about.is_file() else {}
-    run = results.iloc[0]
-    said = [f"{run['task']}, {run['method']}, seed {run['seed']:g}: {line}" for line in _lines(notes)]
-    return Source(folder, results, known, "\n".join(_lines(config)), merge_notes([*known.get("notes", []), *said]))
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a text file; none where there is no such file."""
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
-def merge_notes(notes: Sequence[str]) -> list[str]:
-    """The notes, each once; those that differ only in `, seed N:` become one, `, seeds M, N:`, where the first stood."""
-    seeds = dict[tuple[str, str], list[str]]()
-    for note in notes:
-        found = OF_SEED.fullmatch(note)
-        what, seed, said = found.groups() if found else (note, "", "")
-        others = seeds.setdefault((what, said), [])
-        others += [seed] if seed and seed not in others else []
-    return [f"{what}, seed{'s' * (len(n) > 1)} {', '.join(n)}{said}" if n else what for (what, said), n in seeds.items()]
-
-
-def _read_json(path: Path, separator: str) -> list[dict[str, Any]]:
-    """The JSON objects in a file, blank parts between separators skipped."""
-    cure = "Repair or delete it; the report works without."
-    try:
-        found = [json.loads(part) for part in path.read_text(encoding="utf-8").split(separator) if part.strip()]
-    except (ValueError, OSError) as error:
-        raise InputError(f"Cannot read {path}: {error}. {cure}") from error
-    if strange := [part for part in found if not isinstance(part, dict)]:
-        raise InputError(f"{path} holds {str(strange[0])[:40]!r} where an object should be. {cure}")
-    return found or [{}]
-
-
-def _read_csv(path: Path, words: list[str], numbers: list[str]) -> pd.DataFrame:
-    """The named columns of a CSV file, words as text ("" where blank or optional) and numbers as floats (NaN where
-    blank)."""
-    cure = "Repeat the run that wrote it, or leave its folder out."
-    try:
-        table = pd.read_csv(path, dtype="str", keep_default_na=False)
-        missing = [name for name in (*words, *numbers) if name not in (*table.columns, *OPTIONAL)]
-        if not missing:
-            table[numbers] = table[numbers].replace("", "nan").astype("float64")
-            return table.reindex(columns=[*words, *numbers], fill_value="")
-    except (ValueError, OSError) as error:
-        raise InputError(f"Cannot read {path}: {error}. {cure}") from error
-    raise InputError(f"{path} lacks the columns {', '.join(missing)}. {cure}")
-
-
-def merge(sources: Sequence[Source]) -> pd.DataFrame:
-    """All rows with their `folder`. A run found twice counts once; a method that was run in several ways (objective, tuned
-    parameters, dtype, or the same seed with another outcome) becomes several, labelled `method · what differs`."""
-    root = os.path.commonpath([source.folder.resolve() for source in sources])
-    folders = {str(source.folder): os.path.relpath(source.folder.resolve(), root) for source in sources}
-    table = pd.concat([source.results.assign(folder=str(source.folder)) for source in sources], ignore_index=True)
-    table["place"] = table["folder"].map(folders)
-    table.loc[table["method"].isin(UNTUNED), ["objective", "tune"]] = ""
-    dtypes = set(table["dtype"]) - {""}
-    table["precision"] = table["dtype"].replace("", dtypes.pop() if len(dtypes) == 1 else "unknown")
-    kept = dict[object, pd.DataFrame]()
-    for key, rows in table.groupby([*RUN, "folder"], sort=False, dropna=False):
-        kept.setdefault((key[:-1], repr(rows[["split", "metric", "value"]].to_numpy().tolist())), rows)
-    table = pd.concat(kept.values()).sort_index()
-    for _, rows in table.groupby(["task", "model", "method"], sort=False):
-        ways = [name for name in ("objective", "tune", "precision") if rows[name].nunique() > 1]
-        ways += ["place"] * bool(rows.duplicated([*RUN, "split", "metric"]).any())
-        if ways:
-            table.loc[rows.index, "method"] = rows["method"] + " · " + rows[ways].agg(", ".join, axis=1)
-    return table
 
 
 def _section(runs: pd.DataFrame, methods: Sequence[str], sources: Sequence[Source]) -> dict[str, Any]:
@@ -296,7 +113,7 @@ def _verdicts(head: Mapping[str, Row], zo: str, direction: int) -> dict[str, lis
 def _styles(methods: Sequence[str]) -> dict[str, str]:
     """CSS classes of every method: its family's colour, the usual ones always the same, and its look within the family."""
     spare = iter(("c6", "c4", "c3", "c7", "c2", "c1") * len(methods))
-    families = {name: list(names) for name, names in groupby(sorted(methods, key=_rank), family)}
+    families = {name: list(names) for name, names in groupby(sorted(methods, key=rank), family)}
     colours = {name: STYLES.get(name) or next(spare) for name in families}
     looks = {name: look % VARIANTS for names in families.values() for look, name in enumerate(names)}
     return {name: colours[family(name)] + (f" v{looks[name]}" if looks[name] else "") for name in methods}
@@ -317,7 +134,7 @@ def _histories(runs: pd.DataFrame) -> Histories:
     for _, run in runs.drop_duplicates(["method", "folder", "run"]).iterrows():
         path = Path(run["folder"]) / run["run"] / "history.csv"
         if path.is_file():
-            found.setdefault(run["method"], []).append((run["best_step"], _read_csv(path, [], HISTORY)))
+            found.setdefault(run["method"], []).append((run["best_step"], read_csv(path, [], HISTORY)))
     return found
 
 
@@ -355,10 +172,10 @@ def _points(table: pd.DataFrame, column: str) -> list[tuple[float, float]]:
 def _predictions(runs: pd.DataFrame, split: str) -> dict[str, Any]:
     """What the first run of zo with predictions changed: how often, and the first few cases of each kind."""
     tuned = (run for run in runs.to_dict("records") if family(run["method"]) == "zo")
-    for run in sorted(tuned, key=lambda run: (_rank(run["method"]), run["seed"])):
+    for run in sorted(tuned, key=lambda run: (rank(run["method"]), run["seed"])):
         path = Path(run["folder"]) / run["run"] / "predictions.jsonl"
         if path.is_file():
-            rows = [row for row in _read_json(path, "\n") if row.get("split") == split]
+            rows = [row for row in read_json(path, "\n") if row.get("split") == split]
             cases = [(_kind(row), row) for row in rows]
             by_kind = {kind: [case for case in cases if case[0] == kind] for kind in SHOWN}
             shown = [case for kind, most in SHOWN.items() for case in by_kind[kind][:most]]
