@@ -294,6 +294,8 @@ def test_every_point_of_the_papers_grids_is_a_valid_run() -> None:
         points = sweep.plan_sweep(["sst2"], [method], [13, 21], None, {"steps": 10}, masked=masked)
         assert len(points) % 2 == 0 and len({p.folder for p in points}) == len(points)
         assert all(p.config.steps == 10 for p in points)  # the user's setting wins
+        tuned = {p.config.ft.tune if method.startswith("ft") else p.config.tune for p in points}
+        assert tuned == {method.partition(":")[2] or "all"}  # not what the task suggests
 
 
 @pytest.mark.parametrize("text", ["learning_rate", "=1", "scale="])

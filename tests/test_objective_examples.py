@@ -58,7 +58,7 @@ def test_files_are_objectives_as_their_page_says(start: str, value: float, judge
         assert isinstance(scored, Scored) and scored.parts == {"words": 1.5, "brief": 1, "polite": 1}
 
 
-@pytest.mark.parametrize("name", ["constraint", "own_objective"])
+@pytest.mark.parametrize("name", ["constraint", "own_objective", "library_metrics"])
 def test_scripts_run(name: str) -> None:
     done = subprocess.run([sys.executable, FOLDER / f"{name}.py"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr

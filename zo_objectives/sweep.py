@@ -33,7 +33,6 @@ PLAIN: Settings = {  # MeZO as published: one pair a step, absolute scales, a co
 }
 ROBERTA: Settings = PLAIN | {"batch": 64, "steps": 100_000, "evaluations": 10}
 OPT: Settings = PLAIN | {"batch": 16, "steps": 20_000, "evaluations": 5}
-LORA, PREFIX = "lora:8:", "prefix:5"
 LONG = ("squad", "drop")
 
 
@@ -80,7 +79,10 @@ def paper_grid(text: str, task: str, masked: bool, shots: int | None) -> tuple[G
             f"MeZO's paper has no grid for {text} on such a model. It has {known}; give one with --grid KEY=A,B."
         )
     grid, fixed = grids[key]
-    return grid, merge({} if method == "ft" else (ROBERTA if masked else OPT), fixed)
+    if method == "ft":
+        return grid, fixed
+    whole: Settings = {"tune": "all"} if form == "all" else {}
+    return grid, merge(ROBERTA if masked else OPT, {**fixed, **whole})
 
 
 def parse_grid(texts: Sequence[str]) -> Grid:
