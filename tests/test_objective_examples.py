@@ -59,8 +59,8 @@ def test_files_are_objectives_as_their_page_says(start: str, value: float, judge
 
 
 @pytest.mark.parametrize("name", ["constraint", "own_objective", "library_metrics"])
-def test_scripts_run(name: str) -> None:
-    done = subprocess.run([sys.executable, FOLDER / f"{name}.py"], capture_output=True, text=True)
+def test_scripts_run(name: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, FOLDER / f"{name}.py"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 

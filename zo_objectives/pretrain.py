@@ -352,14 +352,15 @@ def train(
     loss_of: "Callable[[Tokens], torch.Tensor]",
     validate: Callable[[], float],
     minutes: float,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, float]:
-    """Trains `model` in place on the batches `taken` for some minutes and validates it now and then; the last report."""
+    """Trains `model` in place on the batches `taken` for `minutes` of `clock`, with validations; the last report."""
     import torch
 
     groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
-    began, tokens, reports, loss = time.monotonic(), 0, 0, torch.tensor(math.nan)
+    began, tokens, reports, loss = clock(), 0, 0, torch.tensor(math.nan)
     for step, batch in enumerate(taken):
-        progress = min(1.0, (time.monotonic() - began) / (60 * minutes))
+        progress = min(1.0, (clock() - began) / (60 * minutes))
         if progress * REPORTS >= reports + 1:
             reports, held_out = int(progress * REPORTS), validate()
             counts = f"{progress * minutes:6.2f} min  step {step:5d}  {tokens / 1e6:6.2f} M tokens"
