@@ -1,6 +1,7 @@
 """Output forms: options by sum, mean and calibrated; label words at a mask; text that is drawn; prompts that are cut."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from zo_objectives import subsets
 from zo_objectives.batched import BatchedScorer
 from zo_objectives.errors import InputError
-from zo_objectives.language import data, generation
+from zo_objectives.language import data, generation, hf
 from zo_objectives.language.generation import Sampler
 from zo_objectives.language.hf import LanguageModel, encode
 from zo_objectives.language.outputs import Choices, Example, Generations
@@ -220,6 +221,20 @@ def test_what_a_masked_model_cannot_read_is_said() -> None:
     plain = TaskSpec.model_validate({**CHOICE.model_dump(exclude={"metric_list"}), "doc_to_choice": ["a", "b"]})
     with pytest.raises(InputError, match=r"no form for masked models: give it zo\.mask"):
         data.Form(plain, "<mask>").render({"text": "a"}, 0, "here")
+
+
+@pytest.mark.parametrize("family", tiny.MASKED)
+def test_a_masked_model_is_known_by_its_folder_and_one_without_a_head_is_refused(family: str, tmp_path: Path) -> None:
+    lm = tiny.make_masked(family)
+    lm.model.save_pretrained(tmp_path / "whole")
+    lm.tokenizer.save_pretrained(tmp_path / "whole")
+    found = hf.load(str(tmp_path / "whole"))
+    assert found.masked and found.mask == lm.mask and hf.is_masked_folder(str(tmp_path / "whole"))
+    np.testing.assert_allclose(whole(masked_pool(found)), whole(masked_pool(lm)), atol=BOUND)
+    lm.model.base_model.save_pretrained(tmp_path / "headless")
+    lm.tokenizer.save_pretrained(tmp_path / "headless")
+    with pytest.raises(InputError, match="it is no causal or masked language model"):
+        hf.load(str(tmp_path / "headless"))
 
 
 # Prompts that are too long

@@ -210,6 +210,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     ("plan", "message"),
     [
         (Plan(("125",)), "Unknown shape '125'. Did you mean '125m'"),
+        (Plan(("tiny",), ("ft", "mezzo")), "Unknown form 'mezzo'. Did you mean 'mezo'"),
         (Plan(()), "--shapes names no shape"),
         (Plan(("tiny",), tokens=2044), "--tokens 2044: give 2 to 2043"),
         (Plan(("tiny",), batch=0), "--batch 0: give at least 1"),
@@ -231,6 +232,8 @@ def test_the_command(asked: list[Cell], tmp_path: Path, capsys: pytest.CaptureFi
 
     code, out, _ = call("--shapes", "tiny", "--tokens", "16", "--output", str(tmp_path / "out"))
     assert code == 0 and "ft-lora-ckpt" in out and (tmp_path / "out" / "memory.md").exists() and len(asked) == 25
+    code, out, _ = call("--shapes", "tiny", "--forms", "mezo,ft", "--output", str(tmp_path / "some"))
+    assert code == 0 and len(asked) == 25 + 5 and len(read_csv(tmp_path / "some" / "memory.csv")) == 7
     code, _, err = call("--shapes", "tiny,1.4b", "--output", str(tmp_path / "other"))
     assert code == 2 and "Unknown shape '1.4b'. Did you mean '1.3b'?" in err
     if not torch.cuda.is_available():

@@ -350,6 +350,7 @@ def bench(
 @app.command()
 def memory(
     shapes: Annotated[str, typer.Option(help="OPT's: 125m, 350m, 1.3b, 2.7b, 6.7b, 13b, 30b, 66b; by commas.")] = "125m",
+    forms: Annotated[str | None, typer.Option(help="inference, icl, mezo, ft, ...; by commas; all where not given.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of a text.")] = 400,
     batch: Annotated[int, typer.Option(help="Texts in a batch.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -366,8 +367,8 @@ def memory(
     from zo_objectives.memory import Plan, measure
     from zo_objectives.memory_table import show
 
-    names = tuple(s.strip().lower() for s in shapes.split(",") if s.strip())
-    plan = Plan(names, tokens, batch, device, attention, limit_gib)
+    asked, some = (tuple(s.strip().lower() for s in names.split(",") if s.strip()) for names in (shapes, forms or ""))
+    plan = Plan(asked, some or Plan.forms, tokens, batch, device, attention, limit_gib)
     with _interruptible():
         found = measure(plan, output, _command(), lambda record: typer.echo(record.told))
     show(found)

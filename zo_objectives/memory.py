@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from zo_objectives.errors import InputError, RunError, unknown
-from zo_objectives.memory_forms import ATTENTION, CONTEXT, FORMS, PREFIX, SHAPES, STEPS, Cell, Counted, command, count
+from zo_objectives.memory_forms import ATTENTION, CONTEXT, FORMS, PREFIX, SHAPES, Cell, Counted, command, count
 from zo_objectives.memory_table import SETTINGS, Found, Record, page, read_csv, to_csv
 from zo_objectives.results import machine, make_folder, versions, write_atomically
 
@@ -29,6 +29,7 @@ class Plan:
     """What to measure, and where; no measured cell is larger than `limit_gib`."""
 
     shapes: tuple[str, ...]
+    forms: tuple[str, ...] = tuple(FORMS)
     tokens: int = 400
     batch: int = 1
     device: str = "cpu"
@@ -45,6 +46,8 @@ def check(plan: Plan) -> Plan:
         raise unknown("shape", strange[0], SHAPES)
     if not plan.shapes:
         raise InputError(f"--shapes names no shape. Known: {', '.join(SHAPES)}.")
+    if strange := [f for f in plan.forms if f not in FORMS]:
+        raise unknown("form", strange[0], FORMS)
     if not 2 <= plan.tokens <= CONTEXT - PREFIX:
         raise InputError(
             f"--tokens {plan.tokens}: give 2 to {CONTEXT - PREFIX}; OPT reads {CONTEXT}, a prefix takes {PREFIX}."
@@ -65,7 +68,7 @@ def check(plan: Plan) -> Plan:
 def cells(plan: Plan) -> Iterator[Cell]:
     """Every cell once, in the order of shapes and forms."""
     for shape in dict.fromkeys(plan.shapes):
-        for form in FORMS:
+        for form in dict.fromkeys(plan.forms):
             for dtype in dict.fromkeys(dtypes[FORMS[form].backprop] for dtypes in SETTINGS.values()):
                 yield plan.cell(shape, form, dtype)
 
@@ -158,7 +161,7 @@ def _about(plan: Plan, found: Found) -> list[str]:
         f"OPT's shapes with random weights, {plan.batch} x {plan.tokens} tokens, {plan.device}, attention {plan.attention}."
         " Rows: memory.csv.",
         "\n".join(f"- {name}: {form.told}" for name, form in FORMS.items()),
-        f"Measured: {STEPS} steps in a process of their own, {peak}, at most. Arithmetic (`~`): the same steps by the same"
+        f"Measured: one step, two with backprop, in a process of their own: {peak}, at most. Arithmetic (`~`): the same steps by the same"
         " code on tensors without elements, the bytes of all living storages added up: weights, gradients, AdamW's moments,"
         f" activations, scratch; not what kernels need inside, nor what an allocator wastes.{near}",
         "AdamW is torch's fused one, dropout is OPT's, logits go to float32, gradients are freed after each step, and MeZO"

@@ -35,7 +35,6 @@ from zo_objectives.search.weights import Weights
 
 CONTEXT, VOCABULARY = 2048, 50272
 DEMONSTRATIONS, PREFIX, RANK = 32, 5, 8  # of in-context learning, prefix tuning, LoRA (MeZO, appendix E)
-STEPS = 2  # so that there is an optimizer's state when the second begins
 WARM = 16  # tokens of the step on a tiny model that a process does before it is measured
 
 
@@ -72,6 +71,11 @@ class Form:
     backprop: bool = False
     checkpointing: bool = False
     demonstrations: int = 0
+
+    @property
+    def steps(self) -> int:
+        """How many are taken: an optimizer's state is there when the second begins."""
+        return 2 if self.backprop else 1
 
 
 FORMS = {
@@ -282,7 +286,7 @@ def count(cell: Cell) -> Counted:
         gc.collect()
         step = Step(replace(cell, device="cpu"), model, counting=True)
         living.peak = living.now
-        for _ in range(STEPS):
+        for _ in range(step.form.steps):
             step()
     weights = sum(p.nbytes for p in model.parameters())
     tuned = sum(p.nbytes for p in step.tuned) if step.form.backprop else 0
@@ -290,7 +294,7 @@ def count(cell: Cell) -> Counted:
 
 
 def measure(cell: Cell) -> int:
-    """Bytes at the peak of `STEPS` steps, in this process: torch's on a GPU; resident above what was there before on a CPU.
+    """Bytes at the peak of the form's steps, in this process: torch's on a GPU; resident above what was there before on a CPU.
 
     Before is after the same on a tiny model, so that libraries are loaded. A process should measure once.
     """
@@ -306,7 +310,7 @@ def measure(cell: Cell) -> int:
     memory.restart()
     if on_gpu := cell.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(cell.device)
-    for _ in range(STEPS):
+    for _ in range(step.form.steps):
         step()
     return torch.cuda.max_memory_allocated(cell.device) if on_gpu else round((memory.read() - before) * 2**20)
 

@@ -123,13 +123,18 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> LanguageM
         config = AutoConfig.from_pretrained(path, local_files_only=local)
         masked = is_masked(config)
         auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        model = auto.from_pretrained(path, dtype=DTYPES[dtype], local_files_only=local)
+        model, found = auto.from_pretrained(path, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         offline = " There is no network, or HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") else ""
         raise InputError(
             f"Cannot load model {name!r}: {type(error).__name__}: {reason}{offline} Give a folder or a name on the hub."
         ) from error
+    if missing := sorted(found["missing_keys"]):
+        kind = ", ".join(config.architectures or ["no architecture named"])
+        raise InputError(
+            f"Model {name!r} ({kind}) has no {missing[0]}: it is no causal or masked language model, or its files are not whole."
+        )
     if masked and tokenizer.mask_token is None:
         raise InputError(f"Model {name!r} fills in masks, and its tokenizer has no mask token.")
     if not getattr(tokenizer, "is_fast", False):
