@@ -191,14 +191,17 @@ def test_masked_models_work_in_bfloat16(family: str) -> None:
     assert 0 < np.abs(difference).max() < 0.5
 
 
-def test_label_rows_of_a_masked_model_are_merged_into_its_head() -> None:
-    for family in tiny.MASKED:
-        lm, pool = masked_task(family)
-        tuned = tiny.weights(lm, subsets.select(lm, "head", [int(t) for t in pool.choices.columns]))
-        tuned.load({n: t + 0.1 for n, t in tuned.state_dict().items()})
-        before = whole(pool)
-        subsets.merged_head(lm)
-        np.testing.assert_allclose(whole(pool), before, atol=BOUND)
+@pytest.mark.parametrize("family", tiny.MASKED)
+def test_label_rows_of_a_masked_model_are_merged_into_its_head_and_saved(family: str, tmp_path: Path) -> None:
+    lm, pool = masked_task(family)
+    tuned = tiny.weights(lm, subsets.select(lm, "head", [int(t) for t in pool.choices.columns]))
+    tuned.load({n: t + 0.1 for n, t in tuned.state_dict().items()})
+    before = whole(pool)
+    subsets.merged_head(lm)
+    np.testing.assert_allclose(whole(pool), before, atol=BOUND)
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    np.testing.assert_allclose(whole(masked_pool(hf.load(str(tmp_path)))), before, atol=BOUND)
 
 
 def refused(example: Example, lm: LanguageModel) -> str:

@@ -233,7 +233,7 @@ def test_the_command(asked: list[Cell], tmp_path: Path, capsys: pytest.CaptureFi
     code, out, _ = call("--shapes", "tiny", "--tokens", "16", "--output", str(tmp_path / "out"))
     assert code == 0 and "ft-lora-ckpt" in out and (tmp_path / "out" / "memory.md").exists() and len(asked) == 25
     code, out, _ = call("--shapes", "tiny", "--forms", "mezo,ft", "--output", str(tmp_path / "some"))
-    assert code == 0 and len(asked) == 25 + 5 and len(read_csv(tmp_path / "some" / "memory.csv")) == 7
+    assert code == 0 and len(asked) == 25 + 5 and len(read_csv(tmp_path / "some" / "memory.csv")) == 6
     code, _, err = call("--shapes", "tiny,1.4b", "--output", str(tmp_path / "other"))
     assert code == 2 and "Unknown shape '1.4b'. Did you mean '1.3b'?" in err
     if not torch.cuda.is_available():

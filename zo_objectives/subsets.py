@@ -162,3 +162,7 @@ def merged_head(lm: LanguageModel) -> None:
     lm.model.config.get_text_config().tie_word_embeddings = False
     lm.model.config.tie_word_embeddings = False
     lm.model.set_output_embeddings(plain)
+    for module in lm.model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if module is not plain and parameter is plain.bias:  # BERT's head keeps it twice, and would save it once
+                setattr(module, name, nn.Parameter(parameter.clone(), requires_grad=False))

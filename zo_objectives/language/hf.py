@@ -133,7 +133,8 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> LanguageM
     if missing := sorted(found["missing_keys"]):
         kind = ", ".join(config.architectures or ["no architecture named"])
         raise InputError(
-            f"Model {name!r} ({kind}) has no {missing[0]}: it is no causal or masked language model, or its files are not whole."
+            f"Model {name!r} ({kind}) has no {missing[0]}: it is no causal or masked language model, or its files are not"
+            " whole."
         )
     if masked and tokenizer.mask_token is None:
         raise InputError(f"Model {name!r} fills in masks, and its tokenizer has no mask token.")
