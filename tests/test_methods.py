@@ -146,6 +146,13 @@ def test_shots_reach_a_run_and_depend_on_its_seed() -> None:
     assert not bench.serves(config("zo", shots=5, seed=21)) and bench.serves(config("mezo-ce", shots=5, seed=13))
 
 
+def test_examples_with_demonstrations_are_those_of_their_seed() -> None:
+    whole = {"n_train": None, "demonstrations": 2}
+    bench = Workbench.open(config("zo", **whole, seed=1))
+    assert not bench.serves(config("zo", **whole, seed=2)) and bench.serves(config("mezo-ce", **whole, seed=1))
+    assert Workbench.open(config("zo", n_train=None, seed=1)).serves(config("zo", n_train=None, seed=2))
+
+
 # Linear probes
 
 

@@ -161,8 +161,8 @@ def _about(plan: Plan, found: Found) -> list[str]:
         f"OPT's shapes with random weights, {plan.batch} x {plan.tokens} tokens, {plan.device}, attention {plan.attention}."
         " Rows: memory.csv.",
         "\n".join(f"- {name}: {form.told}" for name, form in FORMS.items()),
-        f"Measured: one step, two with backprop, in a process of their own, {peak}, at most. Arithmetic (`~`): the same by the"
-        " same code on tensors without elements, the bytes of all living storages added up: weights, gradients, AdamW's"
+        f"Measured: one step, two with backprop, in a process of their own, {peak}, at most. Arithmetic (`~`): the same by"
+        " the same code on tensors without elements, the bytes of all living storages added up: weights, gradients, AdamW's"
         f" moments, activations, scratch; not what kernels need inside, nor what an allocator wastes.{near}",
         "AdamW is torch's fused one, dropout is OPT's, logits go to float32, gradients are freed after each step, and MeZO"
         " keeps no second copy of the weights (store `inference`).",

@@ -294,7 +294,7 @@ def count(cell: Cell) -> Counted:
 
 
 def measure(cell: Cell) -> int:
-    """Bytes at the peak of the form's steps in this process: torch's on a GPU, resident above what was there before on a CPU.
+    """Bytes at the peak of the form's steps in this process: torch's on a GPU, resident above those before on a CPU.
 
     Before is after the same on a tiny model, so that libraries are loaded. A process should measure once.
     """

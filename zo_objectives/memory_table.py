@@ -34,6 +34,10 @@ TABLE_22 = {  # MeZO's, MultiRC: GB by nvidia-smi, all GPUs together, of FORMS_2
     "13b": (26, 29, 158, 316),
     "30b": (58, 62, 315, 633),
 }
+CARDS = (
+    "Theirs in GB by nvidia-smi, with a driver's context and what an allocator holds in reserve; ours in GiB. Their 156, 158, 315,"
+    " 316 and 633 are of 2, 2, 4, 4 and 8 cards of 80 GB, 78 to 79 GB each: cards that are full, whatever was needed."
+)
 Key = tuple[str, str, str]
 
 
@@ -137,7 +141,7 @@ def page(found: Found, about: Sequence[str]) -> str:
         parts += [f"## {title}", "GiB; `~`: arithmetic.", _markdown(["OPT", *FORMS], rows)]
     rows = [[shape, *_beside(found, shape, theirs)] for shape, theirs in TABLE_22.items() if shape in found.shapes]
     if rows:
-        parts += ["## MeZO's Table 22 beside the paper's dtypes here", "Theirs in GB, by nvidia-smi; ours in GiB."]
+        parts += ["## MeZO's Table 22 beside the paper's dtypes here", CARDS]
         heads = [f"{form}, {whose}" for form in FORMS_22 for whose in ("theirs", "ours")]
         parts.append(_markdown(["OPT", *heads, "ft / mezo, theirs", "ours"], rows))
     return "\n\n".join(parts) + "\n"

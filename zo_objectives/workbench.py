@@ -34,6 +34,7 @@ class Workbench:
     pool: Pool
     own: Objective | None = None  # an objective given from Python
     notes: list[str] = field(default_factory=list)  # what a reader of the results should know of the data
+    seeded: bool = False  # examples depend on the seed
     sites: Sites | None = None
     stale: bool = False
 
@@ -63,7 +64,8 @@ class Workbench:
             seed=config.seed,
             temperature=config.temperature,
         )
-        bench = cls(config, spec, path.parent, splits, lm, pool, own, notes)
+        seeded = bool(wanted or config.shots) or config.n_train is not None or pool.sampler(0) is not None
+        bench = cls(config, spec, path.parent, splits, lm, pool, own, notes, seeded)
         bench.pool = replace(pool, exact=any(metric.needs is Needs.FULL for metric in bench.metrics))
         return bench
 
@@ -72,13 +74,7 @@ class Workbench:
         reading = ("n_train", "n_validation", "n_test", "shots", "demonstrations", "scoring", "long_prompts", "temperature")
         shared = ("task", "include_path", "model", "data_dir", "dtype", "device", "objective", "isolation", *reading)
         same = all(getattr(self.config, name) == getattr(config, name) for name in shared)
-        return same and (not self._by_seed or config.seed == self.config.seed)
-
-    @property
-    def _by_seed(self) -> bool:
-        """Whether the examples depend on the seed."""
-        sampled = self.config.n_train is not None or self.config.shots is not None
-        return sampled or bool(self.notes and self.config.demonstrations) or self.pool.sampler(0) is not None
+        return same and (not self.seeded or config.seed == self.config.seed)
 
     def fresh(self, tune: str = "") -> Pool:
         """A pool on the base model with the adapters that `tune` names, its costs at zero."""
