@@ -153,6 +153,19 @@ def test_examples_with_demonstrations_are_those_of_their_seed() -> None:
     assert Workbench.open(config("zo", n_train=None, seed=1)).serves(config("zo", n_train=None, seed=2))
 
 
+@pytest.mark.parametrize(("long", "done"), [("drop", "left out"), ("cut", "cut at their beginning")])
+def test_how_many_examples_do_not_fit_is_told(long: str, done: str, tmp_path: Path) -> None:
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    for split, count in (("train", 12), ("validation", 5), ("test", 5)):
+        rows = [{"text": f"{split} {i} " + "good " * (600 if i == 0 else 3), "label": i % 2} for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    bench = Workbench.open(config("zo", data_dir=str(tmp_path), long_prompts=long))
+    assert bench.notes == [f"3 of 22 examples are too long for reviews-1m, and were {done}."]
+    assert len(bench.pool.examples) == (19 if long == "drop" else 22)
+    assert max(map(len, bench.pool.choices.sequences)) <= bench.lm.context
+
+
 # Linear probes
 
 

@@ -48,8 +48,9 @@ class Workbench:
         sizes = data.Sizes(config.n_train, config.n_validation, config.n_test, config.shots)
         splits = data.load(form, Path(config.data_dir) if config.data_dir else None, sizes, config.seed)
         notes = [f"{splits.leaks} examples stand in two splits, and were kept in the later one."] if splits.leaks else []
-        if config.long_prompts == "drop":
-            splits = drop_long(lm, spec, splits)
+        if config.long_prompts != "error":
+            splits, told = without_long(lm, spec, splits, drop=config.long_prompts == "drop")
+            notes += told
         wanted = spec.num_fewshot if config.demonstrations is None else config.demonstrations
         if wanted:
             shown = Demonstrations.of(lm, form, splits.shown, wanted, config.seed)
@@ -133,16 +134,26 @@ class Workbench:
         return [int(t) for t in self.pool.targets.take(self.train).columns]
 
 
-def drop_long(lm: hf.LanguageModel, spec: TaskSpec, splits: data.Splits) -> data.Splits:
-    """The splits without the examples that do not fit the model's context. Raises InputError if nothing is left."""
+def without_long(lm: hf.LanguageModel, spec: TaskSpec, splits: data.Splits, *, drop: bool) -> tuple[data.Splits, list[str]]:
+    """The splits, without the examples that do not fit the model's context if they are to be dropped, and how many do not.
+
+    Raises InputError if nothing is left.
+    """
     reader, new_tokens = Reader(lm), spec.generation_kwargs.max_gen_toks
 
-    def fits(example: Example) -> bool:
-        return reader.length(example, new_tokens, spec.target_delimiter) <= lm.context
+    def fitting(examples: tuple[Example, ...]) -> tuple[Example, ...]:
+        return tuple(e for e in examples if reader.length(e, new_tokens, spec.target_delimiter) <= lm.context)
 
-    kept = {name: tuple(e for e in getattr(splits, name) if fits(e)) for name in data.SPLITS}
-    for name, part in kept.items():
-        if not part:
-            raise InputError(f"Task {spec.task!r}: no {name} example fits the {lm.context} tokens that {lm.name} takes.")
-    shown = tuple(e for e in splits.shown if fits(e))
-    return replace(splits, train=kept["train"], validation=kept["validation"], test=kept["test"], shown=shown)
+    parts = {name: getattr(splits, name) for name in data.SPLITS}
+    kept = {name: fitting(part) for name, part in parts.items()}
+    count, fit = (sum(map(len, these.values())) for these in (parts, kept))
+    if not (long := count - fit):
+        return splits, []
+    note = f"{long} of {count} examples are too long for {lm.name}, and "
+    if not drop:
+        return splits, [f"{note}were cut at their beginning."]
+    if empty := [name for name, part in kept.items() if not part]:
+        raise InputError(f"Task {spec.task!r}: no {empty[0]} example fits the {lm.context} tokens that {lm.name} takes.")
+    shown = fitting(splits.shown)
+    left = replace(splits, train=kept["train"], validation=kept["validation"], test=kept["test"], shown=shown)
+    return left, [f"{note}were left out."]
