@@ -35,8 +35,8 @@ TABLE_22 = {  # MeZO's, MultiRC: GB by nvidia-smi, all GPUs together, of FORMS_2
     "30b": (58, 62, 315, 633),
 }
 CARDS = (
-    "Theirs in GB by nvidia-smi, with a driver's context and what an allocator holds in reserve; ours in GiB. Their 156, 158, 315,"
-    " 316 and 633 are of 2, 2, 4, 4 and 8 cards of 80 GB, 78 to 79 GB each: cards that are full, whatever was needed."
+    "Theirs in GB by nvidia-smi, with a driver's context and what an allocator holds back; ours in GiB. Their 156, 158,"
+    " 315, 316 and 633 are of 2, 2, 4, 4 and 8 cards of 80 GB, 78 to 79 GB each: cards that are full, whatever was needed."
 )
 Key = tuple[str, str, str]
 
