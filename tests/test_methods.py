@@ -166,6 +166,24 @@ def test_how_many_examples_do_not_fit_is_told(long: str, done: str, tmp_path: Pa
     assert max(map(len, bench.pool.choices.sequences)) <= bench.lm.context
 
 
+def test_room_is_kept_for_virtual_tokens(tmp_path: Path) -> None:
+    """A prompt that fits the context, and no longer does behind a prefix."""
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [
+            {"text": f"{split} {i} " + "good " * (n if i == 0 else 3), "label": i % 2}
+            for i, n in enumerate([495, 3, 3, 3, 3])
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    counts = {}
+    for method in ("zo", "zo:prompt:20", "ft:prefix:20"):
+        bench = Workbench.open(config(method, data_dir=str(tmp_path), long_prompts="drop"))
+        counts[method] = len(bench.pool.examples)
+        assert max(map(len, bench.pool.choices.sequences)) <= 512 - (0 if method == "zo" else 20)
+    assert counts == {"zo": 15, "zo:prompt:20": 12, "ft:prefix:20": 12}
+
+
 # Linear probes
 
 

@@ -31,6 +31,12 @@ def forms(tune: str) -> list[tuple[str, str]]:
     return [(form, spec) for form, _, spec in parts]
 
 
+def virtual_in(tune: str) -> int:
+    """How many virtual tokens a `tune` text puts before every prompt. Raises InputError."""
+    found = [(form, spec) for form, spec in forms(tune) if form in VIRTUAL]
+    return sum(_number(form, spec, TOKENS, "a number of virtual tokens") for form, spec in found)
+
+
 def adapted(lm: LanguageModel, tune: str) -> LanguageModel:
     """The model with the adapters that `tune` names put in; the model itself where it names none. Raises InputError."""
     found = [(form, spec) for form, spec in forms(tune) if form in ADAPTERS]

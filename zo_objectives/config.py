@@ -162,6 +162,11 @@ class RunConfig(BaseModel):
     device: str = "cpu"
 
     @property
+    def tuned(self) -> str:
+        """What is tuned by the run's method."""
+        return self.ft.tune if self.method == "ft" else self.tune
+
+    @property
     def called(self) -> str:
         """The method's name in tables."""
         return self.label or self.method

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zo_objectives.adapters import adapted
+from zo_objectives.adapters import adapted, virtual_in
 from zo_objectives.config import RunConfig
 from zo_objectives.demonstrations import Demonstrations
 from zo_objectives.errors import InputError
@@ -49,7 +49,8 @@ class Workbench:
         splits = data.load(form, Path(config.data_dir) if config.data_dir else None, sizes, config.seed)
         notes = [f"{splits.leaks} examples stand in two splits, and were kept in the later one."] if splits.leaks else []
         if config.long_prompts != "error":
-            splits, told = without_long(lm, spec, splits, drop=config.long_prompts == "drop")
+            room = lm.context - virtual_in(config.tuned)
+            splits, told = without_long(lm, spec, splits, room, drop=config.long_prompts == "drop")
             notes += told
         wanted = spec.num_fewshot if config.demonstrations is None else config.demonstrations
         if wanted:
@@ -75,6 +76,7 @@ class Workbench:
         reading = ("n_train", "n_validation", "n_test", "shots", "demonstrations", "scoring", "long_prompts", "temperature")
         shared = ("task", "include_path", "model", "data_dir", "dtype", "device", "objective", "isolation", *reading)
         same = all(getattr(self.config, name) == getattr(config, name) for name in shared)
+        same = same and (config.long_prompts == "error" or virtual_in(config.tuned) == virtual_in(self.config.tuned))
         return same and (not self.seeded or config.seed == self.config.seed)
 
     def fresh(self, tune: str = "") -> Pool:
@@ -134,15 +136,17 @@ class Workbench:
         return [int(t) for t in self.pool.targets.take(self.train).columns]
 
 
-def without_long(lm: hf.LanguageModel, spec: TaskSpec, splits: data.Splits, *, drop: bool) -> tuple[data.Splits, list[str]]:
-    """The splits, without the examples that do not fit the model's context if they are to be dropped, and how many do not.
+def without_long(
+    lm: hf.LanguageModel, spec: TaskSpec, splits: data.Splits, room: int, *, drop: bool
+) -> tuple[data.Splits, list[str]]:
+    """The splits, without the examples that do not fit `room` tokens if they are to be dropped, and how many do not.
 
     Raises InputError if nothing is left.
     """
     reader, new_tokens = Reader(lm), spec.generation_kwargs.max_gen_toks
 
     def fitting(examples: tuple[Example, ...]) -> tuple[Example, ...]:
-        return tuple(e for e in examples if reader.length(e, new_tokens, spec.target_delimiter) <= lm.context)
+        return tuple(e for e in examples if reader.length(e, new_tokens, spec.target_delimiter) <= room)
 
     parts = {name: getattr(splits, name) for name in data.SPLITS}
     kept = {name: fitting(part) for name, part in parts.items()}
@@ -153,7 +157,7 @@ def without_long(lm: hf.LanguageModel, spec: TaskSpec, splits: data.Splits, *, d
     if not drop:
         return splits, [f"{note}were cut at their beginning."]
     if empty := [name for name, part in kept.items() if not part]:
-        raise InputError(f"Task {spec.task!r}: no {empty[0]} example fits the {lm.context} tokens that {lm.name} takes.")
+        raise InputError(f"Task {spec.task!r}: no {empty[0]} example fits the {room} tokens that {lm.name} takes.")
     shown = fitting(splits.shown)
     left = replace(splits, train=kept["train"], validation=kept["validation"], test=kept["test"], shown=shown)
     return left, [f"{note}were left out."]
