@@ -239,3 +239,16 @@ def test_the_three_ways_in_give_the_same_score(tmp_path: Path) -> None:
     heads = [pd.read_csv(folder / "results.csv")["value"].iloc[0] for folder in (tmp_path / "cli", python, yaml)]
     assert heads[0] == heads[1] == heads[2]
     assert torch.get_num_threads() >= 1
+
+
+def test_the_command_line_tells_what_is_odd(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from zo_objectives.cli import app
+
+    (tmp_path / "mine.py").write_text("def same(completions, **columns):\n    return [1.0 for _ in completions]\n")
+    given = [f"--set={key}={value}" for key, value in SMALL.items() if key not in ("tune", "steps")]
+    called = ["run", "sums", "--objective", f"{tmp_path / 'mine.py'}:same", "--steps", "1", "--output", str(tmp_path / "a")]
+    done = CliRunner().invoke(app, [*called, "--quiet", *given])
+    assert done.exit_code == 0, done.output
+    assert "Note: Objective 'same' gave 1" in done.output and "cannot be climbed" in done.output

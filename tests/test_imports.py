@@ -137,8 +137,8 @@ BRIDGE = {
     "pretrain_masked": "errors pretrain",
     "api": "compare config objectives replay run tasks workbench",
     "cli": (
-        "bench compare config errors hf listing memory memory_table replay report results run standings sweep "
-        "tasks timing validate"
+        "bench compare config errors hf listing memory memory_table replay report results run sources standings "
+        "sweep tasks timing validate"
     ),
     "__main__": "cli",
     "__init__": (

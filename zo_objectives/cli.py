@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the run failed, 2 the input was wrong, 130 interrupted.
 """
 
+import json
 import math
 import shlex
 import sys
@@ -129,8 +130,7 @@ def _compare(plan: Any, output: Path, quiet: bool) -> None:
     with _interruptible():
         report = run_plan(plan, output, command=_command(), show=not quiet, say=typer.echo)
     _print_table(pd.read_csv(output / "results.csv"))
-    for note in plan.notes:
-        typer.echo(note)
+    _print_notes(json.loads((output / "comparison.json").read_text(encoding="utf-8"))["notes"])
     typer.echo(f"\nReport: {report}\nTable:  {output / 'results.csv'}")
 
 
@@ -142,6 +142,14 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. Give the same command to go on from where it stopped.", err=True)
         raise typer.Exit(130) from None
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    """What a reader of the table should know; notes that differ in the seed alone are one."""
+    from zo_objectives.sources import merge_notes
+
+    for note in merge_notes(notes):
+        typer.echo(f"Note: {note}")
 
 
 def _print_start_and_best(folder: Path) -> None:
@@ -220,13 +228,15 @@ def run(
         raise InputError(plan.notes[0])
     import pandas as pd
 
-    from zo_objectives.run import execute
+    from zo_objectives.run import NOTES, execute
 
     folder = output or Path(run_folder(plan.configs[0]))
     with _interruptible():
         execute(plan.configs[0], folder, show=not quiet)
     _print_table(pd.read_csv(folder / "results.csv"))
     _print_start_and_best(folder)
+    if (folder / NOTES).exists():
+        _print_notes((folder / NOTES).read_text(encoding="utf-8").splitlines())
     typer.echo(f"Run: {folder}\nReport: {write_report([folder], folder / 'report.html')}")
 
 
