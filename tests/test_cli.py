@@ -150,7 +150,8 @@ def test_validate_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
 def test_ctrl_c_leaves_a_resumable_run(cli: Cli, tmp_path: Path) -> None:
     import signal
 
-    arguments = ["run", "reviews", "--steps", "400", "--quiet", "--output", str(tmp_path / "r"), *TINY]
+    slow = ["--tune", "norms", "--steps", "60"]  # whole forward passes, so that there is time to interrupt them
+    arguments = ["run", "reviews", *slow, "--quiet", "--output", str(tmp_path / "r"), *TINY]
     command = [sys.executable, "-m", "zo_objectives", *arguments]
     running = subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True)
     history = tmp_path / "r" / "history.csv"
