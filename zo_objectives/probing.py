@@ -4,6 +4,7 @@ The state is the one that the output head sees at the last token of the prompt, 
 that a probe is the same thing as label rows: `lp+METHOD` begins where `lp` ends.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def fit(pool: Pool, train: Indices, validation: Indices, metric: Objective) -> P
 
     Charges one forward pass over train. Raises InputError for tasks whose options differ from example to example.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     options = {e.options for e in pool.examples}
@@ -73,7 +75,11 @@ def fit(pool: Pool, train: Indices, validation: Indices, metric: Objective) -> P
     gain, count, best = float(np.sqrt(np.mean(x**2))), len(next(iter(options))), None
     for strength in STRENGTHS:
         model = LogisticRegression(C=strength, fit_intercept=False, max_iter=2000)
-        model.fit(x / gain, y)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", ConvergenceWarning
+            )  # hardly regularised ones need not get there; validation judges
+            model.fit(x / gain, y)
         weights = np.zeros((count, x.shape[1]))
         if len(classes) == 2:
             weights[classes] = np.concatenate([-model.coef_, model.coef_]) / (2 * gain)
