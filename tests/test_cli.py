@@ -150,10 +150,12 @@ def test_validate_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
 def test_ctrl_c_leaves_a_resumable_run(cli: Cli, tmp_path: Path) -> None:
     import signal
 
-    slow = ["--tune", "norms", "--steps", "60"]  # whole forward passes, so that there is time to interrupt them
+    slow = ["--tune", "norms", "--steps", "40"]  # whole forward passes, so that there is time to interrupt them
     arguments = ["run", "reviews", *slow, "--quiet", "--output", str(tmp_path / "r"), *TINY]
     command = [sys.executable, "-m", "zo_objectives", *arguments]
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would ours
     running = subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, ours)
     history = tmp_path / "r" / "history.csv"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (history.exists() and len(history.read_text().splitlines()) > 3):
