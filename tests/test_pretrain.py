@@ -20,7 +20,7 @@ from zo_objectives import pretrain
 from zo_objectives.errors import InputError
 
 SMALL = pretrain.Settings(
-    minutes=0.04,
+    minutes=0.08,
     limit_documents=40,
     held_out=0.2,
     model={

@@ -160,7 +160,7 @@ def choose(rows: Tokens, begins: Flags, verdicts: Flags, settings: Settings, rng
 def new_model(settings: Settings) -> "PreTrainedModel":
     """An untrained model whose weights are a function of the seed; torch's own generator stays as it was.
 
-    Positions are fixed sinusoids and queries equal keys: heads begin by looking around, which takes long to be found.
+    Positions are fixed sinusoids and queries equal keys, so that heads begin by looking around them.
     """
     import torch
     from transformers import AutoConfig, AutoModelForMaskedLM
