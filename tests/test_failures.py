@@ -147,6 +147,14 @@ def test_what_always_fails_is_not_skipped_for_ever(tmp_path: Path, monkeypatch: 
         run(Scorer(*range(2, 20)), tmp_path / "a", on_failure="skip-step", steps=20)
 
 
+def test_a_run_whose_validation_always_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zo_objectives.run import Run
+
+    monkeypatch.setattr(Run, "validation", lambda self, scorer, metric: None)
+    with pytest.raises(RunError, match="failed whenever validation was looked at"):
+        run(Scorer(), tmp_path / "a", on_failure="skip-step", steps=2)
+
+
 def test_a_function_that_takes_too_long_is_a_failure(tmp_path: Path) -> None:
     def slow(completions: list[str], **columns: Any) -> list[float]:
         time.sleep(0.6)

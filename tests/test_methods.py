@@ -336,6 +336,16 @@ def test_every_point_of_the_papers_grids_is_a_valid_run() -> None:
         assert tuned == {method.partition(":")[2] or "all"}  # not what the task suggests
 
 
+def test_a_file_of_settings_may_serve_other_tasks_too() -> None:
+    settings = {"tasks": {"sst2": {"steps": 3}, "rte": {"steps": 4}}}
+    points = sweep.plan_sweep(["sst2", "rte"], ["zo"], [0], {"scale": [0.1]}, settings, masked=False)
+    assert [p.config.steps for p in points] == [3, 4]
+    (alone,) = plan_runs(["rte"], ["zo"], [0], settings, budget=None, demo=False).configs
+    assert alone.steps == 4
+    with pytest.raises(InputError, match="Did you mean 'squad'"):
+        plan_runs(["rte"], ["zo"], [0], {"tasks": {"sqad": {}}}, budget=None, demo=False)
+
+
 @pytest.mark.parametrize("text", ["learning_rate", "=1", "scale="])
 def test_a_grid_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="write key=value,value"):

@@ -25,7 +25,7 @@ from zo_objectives.config import (
     task_settings,
 )
 from zo_objectives.errors import InputError, Unfit
-from zo_objectives.language.tasks import TaskSpec, load_task
+from zo_objectives.language.tasks import TaskSpec, load_task, task_files
 from zo_objectives.report import write_report
 from zo_objectives.results import machine, make_folder, versions, write_atomically
 from zo_objectives.run import NOTES, execute
@@ -54,13 +54,14 @@ def plan_runs(
     kinds = {text: METHODS[named(text)[0]] for text in methods}
     include = Path(settings["include_path"]) if settings.get("include_path") else None
     specs = {task: load_task(task, include)[0] for task in tasks}
+    known = {*task_files(include), *(spec.task for spec in specs.values())}  # a file of settings may serve others too
     configs, notes = [], []
     for task, spec in specs.items():
         for method in methods:
             if reason := _unfit(spec, method, kinds[method]):
                 notes.append(f"{spec.task}: no {method}, since {reason}.")
                 continue
-            given = for_task(settings, spec.task, [s.task for s in specs.values()])
+            given = for_task(settings, spec.task, known)
             own = method_settings(merge(task_settings(spec, demo=demo), given), method)
             for seed in seeds:
                 config = make_config({**own, "task": task, "seed": seed})

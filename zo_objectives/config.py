@@ -1,7 +1,7 @@
 """The configuration of a run: every setting, its default and its unit, validated where it enters."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -236,15 +236,15 @@ def read_settings(path: Path) -> Settings:
     return content
 
 
-def for_task(settings: Mapping[str, Any], task: str, tasks: Sequence[str]) -> Settings:
-    """Settings with those under `tasks.<task>` laid over them. Raises InputError for a task that is none of `tasks`."""
+def for_task(settings: Mapping[str, Any], task: str, known: Collection[str]) -> Settings:
+    """Settings with those under `tasks.<task>` laid over them. Raises InputError for a task that is not `known`."""
     own = dict(settings)
     of_tasks = own.pop("tasks", {})
     if not isinstance(of_tasks, Mapping) or not all(isinstance(t, Mapping) for t in of_tasks.values()):
         raise InputError("The setting `tasks` must hold one mapping for each task, as in --set tasks.sst2.steps=50.")
     for name in of_tasks:
-        if name not in tasks:
-            raise unknown("task in the setting `tasks`", name, tasks)
+        if name not in known:
+            raise unknown("task in the setting `tasks`", name, known)
     return merge(own, of_tasks.get(task, {}))
 
 

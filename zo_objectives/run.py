@@ -230,8 +230,8 @@ class Run:
         return evaluate
 
     def finish(self, search: Search, pool: Pool, history: History, seconds: float, before: Outputs) -> list[ResultRow]:
-        best = history.best
-        assert best is not None
+        if (best := history.best) is None:
+            raise RunError("The objective failed whenever validation was looked at, so that no step can be chosen. Mend it.")
         search.weights.load(load_file(self.output / "best.safetensors"))
         spent = spent_so_far(pool)
         rows, after = self.measure(

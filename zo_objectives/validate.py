@@ -19,7 +19,8 @@ def validate(name: str, lm: hf.LanguageModel, data_dir: Path | None, include_pat
         path = find_task(name, include_path)
         spec = read_task(path)
         yield f"{spec.task}: {path.name} is well formed", True
-        splits = data.load(data.Form(spec, lm.mask, blank=True), data_dir)
+        rows = data.load_rows(spec, data_dir)
+        splits = data.examples_of(data.Form(spec, lm.mask, blank=True), rows)
         sizes = f"{len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test"
         yield f"{spec.task}: {sizes} examples load and render", True
         for example in splits.train[:3]:
@@ -29,7 +30,7 @@ def validate(name: str, lm: hf.LanguageModel, data_dir: Path | None, include_pat
         for metric in dict.fromkeys((*spec.metrics, *([spec.zo.objective] if spec.zo.objective else []))):
             objectives.resolve(metric, path.parent)
             yield f"{spec.task}: objective {metric} is found", True
-        yield from _leaks(spec, data.load_rows(spec, data_dir), data.Form(spec, lm.mask))
+        yield from _leaks(spec, rows, data.Form(spec, lm.mask))
     except (InputError, RunError) as error:
         yield f"{name}: {error}", False
 

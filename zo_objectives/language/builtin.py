@@ -93,7 +93,7 @@ def _textual(name: str, reward: Callable[..., float], **given: Any) -> Objective
         raise InputError(f"Objective {name!r} needs {missing[0]}: {name}?{missing[0]}=...")
     reward("a text", **given)
     bounds = (0.0, INFINITY) if reward is texts.count else UNIT
-    about = " ".join((reward.__doc__ or "").split())
+    about = f"number of {name} in a text" if reward is texts.count else " ".join((reward.__doc__ or "").split())
     return from_samples(name, partial(plain, name, reward, given), about=about, bounds=bounds)
 
 

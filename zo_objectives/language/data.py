@@ -1,6 +1,6 @@
 """From a task's file to examples: where rows come from, how they are split and sampled, how they are rendered."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,12 +212,16 @@ class Sizes:
 
 
 def load(form: Form, data_dir: Path | None = None, sizes: Sizes = Sizes(), seed: int = 0) -> Splits:
-    """A task's examples. Train's sample depends on `seed`, and with `shots` validation's too; test's never does.
+    """A task's examples, from `data_dir`, its own source or the hub; see `examples_of`."""
+    return examples_of(form, load_rows(form.spec, data_dir, sizes.validation), sizes, seed)
+
+
+def examples_of(form: Form, rows: Mapping[str, list[Row]], sizes: Sizes = Sizes(), seed: int = 0) -> Splits:
+    """The examples of rows. Train's sample depends on `seed`, and with `shots` validation's too; test's never does.
 
     What stands in test is left out of validation and train, and what stands in validation out of train.
     """
     spec = form.spec
-    rows = load_rows(spec, data_dir, sizes.validation)
     if sizes.shots is not None:
         labels = [form.label(row, f"task {spec.task!r}, train row {i}") for i, row in enumerate(rows["train"])]
         train, validation = few_shot(rows["train"], labels, sizes.shots, seed)
