@@ -251,7 +251,7 @@ def reward(name: str) -> ModuleType:
 
 
 def test_every_task_is_here() -> None:
-    assert set(CASES) | {"reviews", "sums", "tidy", "sst2_good_bad"} == set(task_files())
+    assert set(CASES) | {"reviews", "sums", "tidy", "sst2_good_bad", "sst2_skewed", "ag_news_skewed"} == set(task_files())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -268,6 +268,15 @@ def test_a_row_becomes_exactly_this(name: str) -> None:
     options = prompts.options(choice, row, name)
     assert tuple(spec.target_delimiter + o for o in options) == case.answers
     assert prompts.labels(spec.doc_to_target, row, options, name) == case.right
+
+
+@pytest.mark.parametrize(("name", "plain"), [("sst2_skewed", "sst2_good_bad"), ("ag_news_skewed", "ag_news")])
+def test_a_skewed_task_is_the_plain_one_but_for_what_is_kept_and_measured(name: str, plain: str) -> None:
+    skewed, even = (spec_of(n).model_dump(exclude={"task", "metric_list", "metadata"}) for n in (name, plain))
+    keep = skewed["zo"]["settings"].pop("keep")
+    assert keep == {"sst2_skewed": [1.0, 0.1], "ag_news_skewed": [1.0, 0.3, 0.1, 0.03]}[name]
+    assert skewed == {**even, "zo": {**even["zo"], "folder": {"sst2_skewed": "sst2", "ag_news_skewed": "ag_news"}[name]}}
+    assert spec_of(name).metrics == ("f1_macro", "mcc", "balanced_accuracy", "accuracy")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,6 +10,7 @@ from zo_objectives.errors import InputError, unknown
 from zo_objectives.language import prompts
 from zo_objectives.language.outputs import Example
 from zo_objectives.language.prepare import ASSETS, GENERATED, PREPARE, Row, read_jsonl
+from zo_objectives.language.recut import recut
 from zo_objectives.language.tasks import TaskSpec
 
 SPLITS = ("train", "validation", "test")
@@ -69,11 +70,13 @@ def _from_hub(spec: TaskSpec) -> dict[str, list[Row]]:
     return rows
 
 
-def load_rows(spec: TaskSpec, data_dir: Path | None = None, cut: int | None = None) -> dict[str, list[Row]]:
+def load_rows(
+    spec: TaskSpec, data_dir: Path | None = None, cut: int | None = None, keep: Sequence[float] | None = None
+) -> dict[str, list[Row]]:
     """Rows by split, from `data_dir`/<task>/*.jsonl where given, else from the task's own source or the hub.
 
     A validation split that has to be cut from train has at most `cut` rows. A split `fewshot` is there where the task's file
-    names one of its own for demonstrations.
+    names one of its own for demonstrations. Of each class the share `keep` is left in every split (see recut.py).
     """
     folder = None if data_dir is None else data_dir / (spec.zo.folder or spec.task)
     if folder is not None and (spec.zo.source is None or folder.is_dir()):
@@ -86,6 +89,8 @@ def load_rows(spec: TaskSpec, data_dir: Path | None = None, cut: int | None = No
         if spec.zo.prepare not in PREPARE:
             raise unknown("prepare function", spec.zo.prepare, PREPARE)
         rows = {s: PREPARE[spec.zo.prepare](r) for s, r in rows.items()}
+    if keep is not None:
+        rows = recut(spec, rows, keep, Form(spec).label)
     return _with_all_splits(rows, spec, cut or 500)
 
 
@@ -203,17 +208,21 @@ def few_shot(rows: Sequence[Row], labels: Sequence[int], shots: int, seed: int) 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many examples are used: at most so many in each split, or `shots` of each class in train and in validation."""
+    """How many examples are used: at most so many in each split, or `shots` of each class in train and in validation.
+
+    They are taken from what `load_rows` leaves of each class, a share in `keep`; all rows for None.
+    """
 
     train: int | None = None
     validation: int | None = None
     test: int | None = None
     shots: int | None = None
+    keep: tuple[float, ...] | None = None
 
 
 def load(form: Form, data_dir: Path | None = None, sizes: Sizes = Sizes(), seed: int = 0) -> Splits:
     """A task's examples, from `data_dir`, its own source or the hub; see `examples_of`."""
-    return examples_of(form, load_rows(form.spec, data_dir, sizes.validation), sizes, seed)
+    return examples_of(form, load_rows(form.spec, data_dir, sizes.validation, sizes.keep), sizes, seed)
 
 
 def examples_of(form: Form, rows: Mapping[str, list[Row]], sizes: Sizes = Sizes(), seed: int = 0) -> Splits:
