@@ -16,6 +16,7 @@ from zo_objectives.language.filters import normalised
 from zo_objectives.language.metrics import Floats
 from zo_objectives.language.objective import INFINITY, Needs, Objective, Samples, from_bind, from_samples
 from zo_objectives.language.option_scores import (
+    Expected,
     OfOptions,
     acc_norm,
     bind_cross_entropy,
@@ -23,6 +24,7 @@ from zo_objectives.language.option_scores import (
     expected,
     hits,
     margins,
+    norm_hits,
     on_labels,
 )
 from zo_objectives.language.outputs import Choices
@@ -106,6 +108,7 @@ BUILTIN: dict[str, Objective] = {
         about="share of right options, likelihoods divided by the characters of the option",
         bounds=UNIT,
         source="lm-evaluation-harness's acc_norm",
+        samples=norm_hits,
     ),
     "expected_accuracy": _of_options(
         "expected_accuracy", expected, "mean probability of the right option among the options", UNIT
@@ -150,7 +153,27 @@ def _matching(**given: Any) -> Objective:
     return from_samples("exact_match", of, about="exact match, less what is left out", bounds=UNIT, source=HARNESS)
 
 
+def _expected(name: str, **given: Any) -> Objective:
+    """A class metric of drawn options, in closed form."""
+    if extra := sorted(set(given) - {"temperature"}):
+        raise InputError(f"Objective 'expected_{name}' takes temperature, not {', '.join(extra)}.")
+    temperature = given.get("temperature", 1.0)
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < INFINITY:
+        raise InputError(f"Objective 'expected_{name}?temperature={temperature}': give a number above 0, such as 1.")
+    return from_bind(
+        f"expected_{name}",
+        Expected(name, float(temperature)).bind,
+        needs=Needs.LIKELIHOOD,
+        about=f"{name} of options drawn with their probabilities, in closed form",
+        bounds=_OF_CLASSES[name][1],
+    )
+
+
 MAKERS: dict[str, Maker] = {
+    **{
+        f"expected_{name}": Maker(partial(_expected, name), f"{name} of options drawn at temperature=1.0", row[1])
+        for name, row in _OF_CLASSES.items()
+    },
     "exact_match": Maker(_matching, "exact match of texts in which some things are left out"),
     "bleu": Maker(partial(_corpus, "bleu", "corpus BLEU"), "", (0.0, 100.0)),
     "chrf": Maker(partial(_corpus, "chrf", "corpus chrF"), "", (0.0, 100.0)),

@@ -86,7 +86,7 @@ def _joined(name: str, parts: Sequence[Objective], join: Join) -> Objective:
     start = partial(_start, tuple(parts), join) if any(p.start for p in parts) else None
     about = "; ".join(f"{p.name}: {p.about}" for p in parts if p.about)
     score, bind = partial(_score, tuple(parts), join), partial(_bind, tuple(parts), join)
-    return Objective(name, score, needs, about, bind=bind, start=start, parts=tuple(parts))
+    return Objective(name, score, needs, about, bind=bind, start=start, parts=tuple(parts), join=join)
 
 
 def _tell_apart(name: str, parts: Sequence[Objective]) -> None:

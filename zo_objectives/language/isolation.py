@@ -64,6 +64,7 @@ def _elsewhere(objective: Objective, begin: Begin) -> Objective:
         samples=partial(_settled, begin, "samples") if objective.samples is not None else None,
         bind=None,
         start=partial(begin, "score"),
+        apart=True,
     )
 
 
@@ -74,4 +75,4 @@ def _settled(begin: Begin, what: str, outputs: Outputs, examples: Examples) -> A
 def _limited(objective: Objective, seconds: float) -> Objective:
     timed = partial(partial, in_time, Runner(), seconds, objective.name)
     samples = None if objective.samples is None else timed(objective.samples)
-    return replace(objective, score=timed(objective.score), samples=samples, bind=None)
+    return replace(objective, score=timed(objective.score), samples=samples, bind=None, apart=True)

@@ -34,36 +34,33 @@ def _f1(table: Floats) -> Floats:
     return _share(2 * np.diag(table), table.sum(0) + table.sum(1))
 
 
-def f1_binary(labels: Labels, predictions: Labels, classes: int) -> float:
+def accuracy_of(table: Floats) -> float:
+    """The share of right predictions, 0 to 1."""
+    return float(np.trace(table) / table.sum())
+
+
+def f1_binary_of(table: Floats) -> float:
     """F1 of class 1, 0 to 1; 0 where nobody has or predicts it."""
-    return float(_f1(confusion(labels, predictions, classes))[1])
+    return float(_f1(table)[1])
 
 
-def f1_macro(labels: Labels, predictions: Labels, classes: int) -> float:
+def f1_macro_of(table: Floats) -> float:
     """The plain mean over all classes of 2 TP / (2 TP + FP + FN), 0 to 1; a class nobody has or predicts counts 0."""
-    return float(_f1(confusion(labels, predictions, classes)).mean())
+    return float(_f1(table).mean())
 
 
-def f1_weighted(labels: Labels, predictions: Labels, classes: int) -> float:
+def f1_weighted_of(table: Floats) -> float:
     """The mean of the classes' F1, each weighted by how many examples have it, 0 to 1."""
-    table = confusion(labels, predictions, classes)
     return float(_f1(table) @ table.sum(1) / table.sum())
 
 
-def f1_micro(labels: Labels, predictions: Labels, classes: int) -> float:
-    """F1 of all decisions counted together, 0 to 1: where every example has one label and one prediction, the accuracy."""
-    return accuracy(labels, predictions, classes)
-
-
-def balanced_accuracy(labels: Labels, predictions: Labels, classes: int) -> float:
+def balanced_accuracy_of(table: Floats) -> float:
     """The plain mean of recall over all classes, 0 to 1; a class nobody has counts 0 (law 9)."""
-    table = confusion(labels, predictions, classes)
     return float(_share(np.diag(table).copy(), table.sum(1)).mean())
 
 
-def mcc(labels: Labels, predictions: Labels, classes: int) -> float:
+def mcc_of(table: Floats) -> float:
     """Matthews' correlation, -1 to 1 (Gorodkin 2004 for many classes); 0 where labels or predictions are all one class."""
-    table = confusion(labels, predictions, classes)
     n, hits, true, seen = table.sum(), np.trace(table), table.sum(1), table.sum(0)
     scale = (n**2 - (seen**2).sum()) * (n**2 - (true**2).sum())
     return float((hits * n - true @ seen) / np.sqrt(scale)) if scale > 0 else 0.0
@@ -88,13 +85,23 @@ def _ranks(values: Floats) -> Floats:
     return ranks
 
 
+OF_TABLES: dict[str, Callable[[Floats], float]] = {
+    "accuracy": accuracy_of,
+    "balanced_accuracy": balanced_accuracy_of,
+    "f1": f1_binary_of,
+    "f1_macro": f1_macro_of,
+    "f1_micro": accuracy_of,  # where every example has one label and one prediction
+    "f1_weighted": f1_weighted_of,
+    "mcc": mcc_of,
+}
+"""Class metrics as functions of counts [classes, classes], rows labels, columns predictions; counts may be expectations."""
+
+
+def _of_predictions(metric: Callable[[Floats], float]) -> Callable[[Labels, Labels, int], float]:
+    return lambda labels, predictions, classes: metric(confusion(labels, predictions, classes))
+
+
 CLASS_METRICS: dict[str, Callable[[Labels, Labels, int], float]] = {
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "f1": f1_binary,
-    "f1_macro": f1_macro,
-    "f1_micro": f1_micro,
-    "f1_weighted": f1_weighted,
-    "mcc": mcc,
+    name: accuracy if metric is accuracy_of else _of_predictions(metric) for name, metric in OF_TABLES.items()
 }
 CORRELATIONS: dict[str, Callable[[Floats, Floats], float]] = {"pearson": pearson, "spearman": spearman}

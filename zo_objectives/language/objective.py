@@ -82,6 +82,8 @@ class Objective:
     start: Callable[[Outputs, Examples], Pending] | None = None
     parts: tuple["Objective", ...] = ()
     recipe: tuple[str, str] | None = None  # the name and the folder it was resolved from
+    join: Callable[[Sequence[float]], float] | None = None  # from the parts' scores to this one's
+    apart: bool = False  # kept apart from the run by a limit or in processes: no place for hundreds of calls
 
     def __call__(self, outputs: Outputs, examples: Examples) -> float:
         """The score, finite (a `Scored`). Raises Failure that names the objective and an example for anything else."""

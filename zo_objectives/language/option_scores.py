@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zo_objectives.errors import InputError
-from zo_objectives.language.metrics import CLASS_METRICS, Floats, Labels, accuracy
+from zo_objectives.language.metrics import CLASS_METRICS, OF_TABLES, Floats, Labels, accuracy
 from zo_objectives.language.objective import Bound, Examples
 from zo_objectives.language.outputs import Choices, Example, Likelihoods, Outputs
 from zo_objectives.language.texts import TEXT_METRICS
@@ -87,6 +87,14 @@ def acc_norm(examples: Examples) -> Bound:
     return score
 
 
+def norm_hits(outputs: Outputs, examples: Examples) -> list[float]:
+    """acc_norm of each example."""
+    values = choices("acc_norm", outputs).loglikelihoods
+    said = (values / _lengths(examples, values.shape[1])).argmax(axis=1)
+    found: list[float] = (_credited(labels_of(examples), _others(examples), said) == said).astype(float).tolist()
+    return found
+
+
 def _lengths(examples: Examples, width: int) -> Floats:
     """Characters of each option, 1 where there is none, [N, width]."""
     sizes = [[max(1, len(o.lstrip())) for o in e.options] for e in examples]
@@ -96,18 +104,50 @@ def _lengths(examples: Examples, width: int) -> Floats:
 # Likelihoods
 
 
-def log_softmax(outputs: Choices) -> Floats:
-    """Log-probabilities of each option among the options, [N, C], float64."""
+def log_softmax(outputs: Choices, temperature: float = 1.0) -> Floats:
+    """Log-probabilities of each option among the options at a temperature, [N, C], float64."""
     scores = outputs.loglikelihoods.T.astype(np.float64, order="C")  # many examples, few options: sums along the options
     scores -= scores.max(axis=0)
+    scores /= temperature
     scores -= np.log(np.exp(scores).sum(axis=0))
     return scores.T
 
 
-def probabilities(outputs: Choices) -> Floats:
-    """The probability of each option among the options, [N, C]."""
-    found: Floats = np.exp(log_softmax(outputs))
+def probabilities(outputs: Choices, temperature: float = 1.0) -> Floats:
+    """The probability of each option among the options at a temperature, [N, C]."""
+    found: Floats = np.exp(log_softmax(outputs, temperature))
     return found
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A class metric of options that are drawn with their probabilities at a temperature, in closed form.
+
+    It is the metric of the expected confusion table: for accuracy that is the expectation; for others, which are no means
+    over examples, what it tends to for many examples. It goes to the metric itself as the temperature goes to 0, but for
+    options that are equally likely. A draw that is right too counts as its own class, as for the metric.
+    """
+
+    name: str
+    temperature: float = 1.0
+
+    def bind(self, examples: Examples) -> Bound:
+        metric, labels, others = OF_TABLES[self.name], labels_of(examples), _others(examples)
+
+        def score(outputs: Outputs) -> float:
+            given = choices(f"expected_{self.name}", outputs)
+            chance = probabilities(given, self.temperature)
+            classes = chance.shape[1]
+            if self.name == "f1" and classes != 2:
+                raise InputError(
+                    f"Objective 'expected_f1' is of two classes, and this task has {classes}: use expected_f1_macro."
+                )
+            credited = np.zeros_like(chance)
+            if others is not None:
+                credited[others] = chance[others]
+            return metric(np.eye(classes)[labels].T @ (chance - credited) + np.diag(credited.sum(axis=0)))
+
+        return score
 
 
 @dataclass(frozen=True)

@@ -78,3 +78,14 @@ class Likelihoods:
 
 
 Outputs = Choices | Generations | Likelihoods
+
+
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    """Outputs of one kind, one after another."""
+    first = parts[0]
+    if isinstance(first, Choices):
+        return Choices(np.concatenate([p.loglikelihoods for p in parts if isinstance(p, Choices)]))
+    if isinstance(first, Likelihoods):
+        chosen = [p for p in parts if isinstance(p, Likelihoods)]
+        return Likelihoods(np.concatenate([p.loglikelihoods for p in chosen]), np.concatenate([p.tokens for p in chosen]))
+    return Generations([text for p in parts if isinstance(p, Generations) for text in p.texts])

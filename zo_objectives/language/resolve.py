@@ -137,12 +137,14 @@ def _single(said: Said, given: dict[str, Any], folder: Path) -> Objective:
         raise InputError(f"Objective {known!r} takes no arguments, found {', '.join(given) or f'#{said.key}'}.")
     if (plugin := plugins.found(plugins.OBJECTIVES).get(said.path)) is not None:
         return from_callable(plugin.load(), said.path, key=said.key, **given)
+    if "*" in said.path:
+        raise InputError(f"Cannot read {said.path!r}: write 0.7 * NAME + NAME, with spaces around + - *.")
     if ":" in said.path or "." in said.path:
         if given.get("format") in FORMATS:
             return _rewards(said, given, folder)
         name = said.path.rpartition(":")[2] or said.path
         return from_callable(imported(said.path, folder), name, key=said.key, **given)
-    raise unknown("objective", said.path, [*BUILTIN, *MAKERS, *ALIASES, *plugins.found(plugins.OBJECTIVES)])
+    raise unknown("objective", said.path, {*BUILTIN, *MAKERS, *ALIASES, *plugins.found(plugins.OBJECTIVES)})
 
 
 def _rewards(said: Said, given: dict[str, Any], folder: Path) -> Objective:
