@@ -181,9 +181,9 @@ def _estimates(estimator: Estimator, hill: _Hill, steps: int) -> Iterator[tuple[
     memory: Memory = ()
     for t in range(steps):
         key = fold_in(7, t)
-        scores = [hill.at(p) for p in estimator.probes(key, t)]
+        scores = [hill.at(p) for p in estimator.probes(key, t, memory)]
         found = estimator.gradient(key, scores, t, memory)
-        memory = tuple(float(np.float32(m)) for m in estimator.remember(scores))
+        memory = tuple(float(np.float32(m)) for m in estimator.remember(scores, t, memory))
         assert len(memory) == estimator.remembers
         z = torch.stack([hill.moved(k, found.group) for k in found.keys])
         yield found, torch.from_numpy(found.coefficients).double() @ z

@@ -7,6 +7,7 @@ Scores are "higher is better". An estimate is sum_k c_k z(key_k): a few float32 
     OnePoint    one point a step, against the step before: residual feedback (Zhang et al. 2020; MeZO, Definition 8)
     Es          a population of independent members (Salimans et al. 2017; es-at-scale)
     Clipped, RoundRobin   another estimator, its coefficients bounded; one block of the model a step
+    Paced (pace.py)       another estimator whose scale follows the ties that it meets
 """
 
 import math
@@ -65,14 +66,14 @@ class Estimator(Protocol):
     def blocks(self) -> int:
         """How many groups take turns, step by step; 0 where every step moves everything."""
 
-    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+    def probes(self, key: int, t: int = 0, memory: Memory = ()) -> tuple[Probe, ...]:
         """The points to score."""
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
         """The estimate, from one finite score for each probe, in order."""
 
-    def remember(self, scores: Sequence[float]) -> Memory:
-        """What the next step has to know of this one's scores."""
+    def remember(self, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> Memory:
+        """What the next step has to know of this one and of those before, whose `memory` is given."""
 
 
 def pieces_of(directions: int | Pieces, least: int = 1) -> Pieces:
@@ -98,7 +99,7 @@ def count_at(directions: Pieces, t: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Several:
+class Several:
     """What estimators with a number of directions a step share: no memory, and everything moves in every step.
 
     `directions` is a number, or the pieces of `growing`.
@@ -119,7 +120,7 @@ class _Several:
         """The keys of step `t`'s directions."""
         return direction_keys(key, count_at(self.counts, t))
 
-    def remember(self, scores: Sequence[float]) -> Memory:
+    def remember(self, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> Memory:
         return ()
 
 
@@ -127,14 +128,14 @@ def _array(scores: Sequence[float]) -> Floats:
     return np.asarray(scores, dtype=np.float64)
 
 
-class Spsa(_Several):
+class Spsa(Several):
     """Simultaneous perturbation with antithetic pairs: SPSA for one direction a step, n-SPSA for several.
 
     Probes come as +, -, +, -, ... so that both points of a pair meet the same batch in the same order. Shaped by ranks or
     z-scores this is mirrored ES: all 2n scores are shaped together.
     """
 
-    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+    def probes(self, key: int, t: int = 0, memory: Memory = ()) -> tuple[Probe, ...]:
         return tuple(Probe(k, sign * self.scale) for k in self.keys(key, t) for sign in (1.0, -1.0))
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
@@ -142,10 +143,10 @@ class Spsa(_Several):
         return _estimate(key, self.shaping, pairs[:, 0] - pairs[:, 1], self.scale, Contrast.PAIR)
 
 
-class OneSided(_Several):
+class OneSided(Several):
     """The centre and one point along each of n directions: n + 1 forwards (FZOO, Dang et al. 2025, with unit shaping)."""
 
-    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+    def probes(self, key: int, t: int = 0, memory: Memory = ()) -> tuple[Probe, ...]:
         keys = self.keys(key, t)
         return (Probe(keys[0], 0.0), *(Probe(k, self.scale) for k in keys))
 
@@ -172,19 +173,19 @@ class OnePoint:
     def counts(self) -> Pieces:
         return pieces_of(1)
 
-    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+    def probes(self, key: int, t: int = 0, memory: Memory = ()) -> tuple[Probe, ...]:
         return (Probe(direction_keys(key, 1)[0], self.scale),)
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
         before = memory[0] if memory else float(np.float32(scores[0]))
         return _estimate(key, self.shaping, np.array([float(np.float32(scores[0])) - before]), self.scale, Contrast.CENTRE)
 
-    def remember(self, scores: Sequence[float]) -> Memory:
+    def remember(self, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> Memory:
         return (float(np.float32(scores[0])),)
 
 
 @dataclass(frozen=True)
-class Es(_Several):
+class Es(Several):
     """A population of independent members, a direction each: no pairs, no centre. Mirrored, it is `Spsa` with its shaping.
 
     With `zscore` shaping and learning rate alpha / sqrt(n) this is es-at-scale's step alpha / n * sum_k z-score_k z_k.
@@ -197,7 +198,7 @@ class Es(_Several):
     def counts(self) -> Pieces:
         return pieces_of(self.directions, least=2)
 
-    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+    def probes(self, key: int, t: int = 0, memory: Memory = ()) -> tuple[Probe, ...]:
         return tuple(Probe(k, self.scale) for k in self.keys(key, t))
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
@@ -213,7 +214,7 @@ def _estimate(key: int, shaping: Shaping, contrasts: Floats, scale: float, kind:
 
 
 @dataclass(frozen=True)
-class _Around:
+class Around:
     """Another estimator, and all that it says."""
 
     inner: Estimator
@@ -230,18 +231,18 @@ class _Around:
     def blocks(self) -> int:
         return self.inner.blocks
 
-    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
-        return self.inner.probes(key, t)
+    def probes(self, key: int, t: int = 0, memory: Memory = ()) -> tuple[Probe, ...]:
+        return self.inner.probes(key, t, memory)
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
         return self.inner.gradient(key, scores, t, memory)
 
-    def remember(self, scores: Sequence[float]) -> Memory:
-        return self.inner.remember(scores)
+    def remember(self, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> Memory:
+        return self.inner.remember(scores, t, memory)
 
 
 @dataclass(frozen=True)
-class Clipped(_Around):
+class Clipped(Around):
     """Another estimator whose coefficients are shrunk to a Euclidean norm of at most `limit`.
 
     z_k are nearly orthogonal and of norm sqrt(d), so this bounds the norm of the estimate to about limit * sqrt(d).
@@ -258,7 +259,7 @@ class Clipped(_Around):
 
 
 @dataclass(frozen=True)
-class RoundRobin(_Around):
+class RoundRobin(Around):
     """Another estimator on one group of tensors a step, each of `groups` in turn: block-coordinate ascent."""
 
     groups: int
@@ -267,8 +268,8 @@ class RoundRobin(_Around):
     def blocks(self) -> int:
         return self.groups
 
-    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
-        return tuple(p._replace(group=t % self.groups) for p in self.inner.probes(key, t))
+    def probes(self, key: int, t: int = 0, memory: Memory = ()) -> tuple[Probe, ...]:
+        return tuple(p._replace(group=t % self.groups) for p in self.inner.probes(key, t, memory))
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
         return self.inner.gradient(key, scores, t, memory)._replace(group=t % self.groups)

@@ -189,6 +189,11 @@ def replay(header: Header, records: Sequence[Record], weights: Weights, start: i
         if record.skipped:
             continue
         weights.ascend(t, gradient_of(header, t, record.coefficients))
+    return memory_of(records)
+
+
+def memory_of(records: Sequence[Record]) -> Memory:
+    """What the estimator remembers of the last step that was taken."""
     last = next((r for r in reversed(records) if not r.skipped), None)
     return tuple(last.memory.tolist()) if last is not None else ()
 

@@ -16,13 +16,15 @@ from zo_objectives.search.weights import Realised, Weights
 class Step(NamedTuple):
     """A step: its number from 0, what the probes scored, what was applied, and what became of it.
 
-    `skipped` says why it was left out; then there are no scores, and nothing was applied.
+    `memory` is what the estimator remembers, as the journal has it. `skipped` says why a step was left
+    out; then there are no scores, and nothing was applied.
     """
 
     t: int
     scores: tuple[float, ...]
     gradient: ProjectedGradient
     realised: Realised | None = None
+    memory: Memory = ()
     skipped: str | None = None
 
 
@@ -54,17 +56,17 @@ def climb(
             if adaptive is not None and adaptive.due(t):
                 sizes = adaptive.measure(weights, evaluate, t, key)
                 weights.resize(sizes.tolist())
-            scores = scores_of(evaluate, estimator.probes(key, t), t)
+            scores = scores_of(evaluate, estimator.probes(key, t, memory), t)
         except SkipStep as reason:
             if journal is not None:
                 journal.skip(sizes)
-            yield Step(t, (), ProjectedGradient(key, (), NOTHING), skipped=str(reason))
+            yield Step(t, (), ProjectedGradient(key, (), NOTHING), memory=memory, skipped=str(reason))
             continue
         with np.errstate(over="ignore", invalid="ignore"):
             gradient = estimator.gradient(key, scores, t, memory)
         check_finite(gradient.coefficients.tolist(), scores, t)
-        memory = estimator.remember(scores)
+        memory = tuple(float(np.float32(m)) for m in estimator.remember(scores, t, memory))
         if journal is not None:
             journal.append(Record(gradient.coefficients, np.array(memory, dtype=np.float32), sizes))
         realised = weights.ascend(t, gradient, watch=watch > 0 and (t + 1) % watch == 0)
-        yield Step(t, scores, gradient, realised)
+        yield Step(t, scores, gradient, realised, memory)
