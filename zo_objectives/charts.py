@@ -106,6 +106,33 @@ def strip(values: Sequence[tuple[str, float]], low: float, high: float, style: s
     return Markup(f'{head} aria-label="{label}"><path d="M2 9H{width - 2}"></path>{dots}</svg>')
 
 
+def whisker(
+    mean: float,
+    half: float,
+    values: Sequence[tuple[str, float]],
+    ends: tuple[float, float],
+    style: str = "",
+    zero: bool = False,
+) -> Markup:
+    """A mean with its interval and named values as dots, on a scale between `ends`, with a line at 0 if `zero`.
+
+    `half` is the interval's half width; NaN draws none.
+    """
+    width, axis = 240, Axis(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1, 6.0, 234.0)
+    told = f"{mean:.3f}" + ("" if math.isnan(half) else f", {mean - half:.3f} to {mean + half:.3f}")
+    marks = [f'<path class="rail" d="M2 11H{width - 2}"></path>']
+    if zero:
+        marks.append(f'<path class="zero" d="M{axis.at(0):.1f} 1V21"></path>')
+    if not math.isnan(half):
+        marks.append(f'<path class="span" d="M{axis.at(mean - half):.1f} 11H{axis.at(mean + half):.1f}"></path>')
+    for name, value in values:
+        text = escape(f"{name}: {value:.3f}")
+        marks.append(f'<circle cx="{axis.at(value):.1f}" cy="11" r="2.5"><title>{text}</title></circle>')
+    marks.append(f'<path class="mean" d="M{axis.at(mean):.1f} 4V18"><title>{told}</title></path>')
+    head = f'<svg class="whisker {escape(style)}" viewBox="0 0 {width} 22" width="{width}" height="22" role="img"'
+    return Markup(f'{head} aria-label="{told}">{"".join(marks)}</svg>')
+
+
 def _text(x: float, y: float, style: str, text: str, anchor: str = "start") -> str:
     """A text beside a point."""
     return f'<text class="{escape(style)}" x="{x:.1f}" y="{y:.1f}" dy="4" text-anchor="{anchor}">{escape(text)}</text>'
