@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test all-tests bench bench-gpu clean
+.PHONY: demo test all-tests bench bench-gpu metric metric-gpu clean
 
 demo: $(READY)
 	$(BIN)/zo-objectives demo --output zo-demo
@@ -30,13 +30,25 @@ bench-gpu: $(READY)
 	$(BIN)/zo-objectives bench journal --device cuda --output zo-bench/cuda-journal
 	$(BIN)/python -m pytest -m gpu
 
+# The metric against the loss (reports/metric): DATA holds <task>/{train,validation,test}.jsonl, MODELS the folder TinyStories-656K.
+DATA ?= DATA
+MODELS ?= MODELS
+STUDY = for part in study ways text; do $(BIN)/zo-objectives study reports/metric/$$part.yaml --data-dir $(DATA) --models $(MODELS) \
+	--include-path reports/metric/tasks --output zo-metric/$$part $(1) || exit; done
+
+metric: $(READY)
+	$(call STUDY,--jobs 2)
+
+metric-gpu: $(READY)
+	$(call STUDY,--jobs 8 --device cuda)
+
 $(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		pytest hypothesis ruff mypy pandas-stubs types-PyYAML types-tqdm hatchling editables
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--no-build-isolation --editable ".[peft,text]"
+		--no-build-isolation --editable ".[peft,text,grpo]"
 	touch $@
 
 clean:

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
 from objective_batches import PREDICTIONS, TARGETS, generated, graded, labelled, sentences
 from rouge_score.rouge_scorer import RougeScorer
 from scipy import stats
+from small import FIXED
 
 from zo_objectives.errors import InputError
-from zo_objectives.language import texts
+from zo_objectives.language import listing, texts
+from zo_objectives.language.metrics import CLASS_METRICS
 from zo_objectives.language.objectives import BUILTIN, MAKERS, Needs, Objective, resolve
 from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods
 from zo_objectives.testing import check_objective
@@ -139,6 +143,108 @@ def test_binary_f1_is_of_two_classes() -> None:
         BUILTIN["f1"](*graded())
 
 
+# Class metrics of drawn options
+
+
+def several(seed: int, size: int, classes: int) -> tuple[Choices, list[Example]]:
+    """Random log-likelihoods, and examples of which a third have another right option."""
+    outputs, examples = graded(seed, size, classes)
+    rng = np.random.default_rng(seed + 1)
+    also = [tuple(c for c in range(classes) if c != e.label and rng.random() < 1 / 3) for e in examples]
+    return outputs, [replace(e, also=a) for e, a in zip(examples, also, strict=True)]
+
+
+BATCHES = st.builds(
+    several, st.integers(0, 10_000), st.integers(1, 60), st.shared(st.sampled_from([2, 3, 5]), key="classes")
+)
+OF_CLASSES = [*CLASS_METRICS]
+
+
+@FIXED
+@given(BATCHES, st.floats(0.1, 10))
+def test_expected_accuracy_is_the_mean_probability_of_what_is_right(
+    batch: tuple[Choices, list[Example]], temperature: float
+) -> None:
+    outputs, examples = batch
+    powers = np.exp(outputs.loglikelihoods.astype(np.float64) / temperature)
+    right = [[c == e.label or c in e.also for c in range(powers.shape[1])] for e in examples]
+    expected = float(((powers / powers.sum(1, keepdims=True)) * right).sum(1).mean())
+    assert resolve(f"expected_accuracy?temperature={temperature}")(*batch) == pytest.approx(expected, abs=1e-9)
+    assert resolve("expected_accuracy?temperature=1")(*batch) == pytest.approx(
+        BUILTIN["expected_accuracy"](*batch), abs=1e-9
+    )
+
+
+@FIXED
+@given(BATCHES, st.sampled_from(OF_CLASSES))
+def test_an_expected_metric_goes_to_the_metric_as_the_temperature_goes_to_0(
+    batch: tuple[Choices, list[Example]], name: str
+) -> None:
+    """What is right too counts as the metric counts it; classes nobody has or predicts included (law 9)."""
+    if name == "f1" and batch[0].loglikelihoods.shape[1] != 2:
+        return
+    assert resolve(f"expected_{name}?temperature=1e-8")(*batch) == pytest.approx(BUILTIN[name](*batch), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_an_expected_metric_is_that_of_many_draws(name: str) -> None:
+    outputs, examples = several(7, 40, 2 if name == "f1" else 4)
+    draws, temperature, rng = 2000, 0.7, np.random.default_rng(0)
+    noise = rng.gumbel(size=(draws, *outputs.loglikelihoods.shape))
+    drawn = Choices((outputs.loglikelihoods / temperature + noise).reshape(draws * 40, -1).astype(np.float32))
+    found = resolve(f"expected_{name}?temperature={temperature}")(outputs, examples)
+    assert found == pytest.approx(BUILTIN[name](drawn, examples * draws), abs=0.01)
+    assert abs(found - BUILTIN[name](outputs, examples)) > 0.02, "it should differ from the metric of the likeliest"
+
+
+def test_fewer_options_than_others_have_no_chance() -> None:
+    scores = np.array([[-1, -1, -np.inf], [-2, -2, -2]], dtype=np.float32)
+    examples = [Example(0, "p", {}, (" a", " b"), 0), Example(1, "p", {}, (" a", " b", " c"), 2)]
+    assert resolve("expected_accuracy?temperature=3")(Choices(scores), examples) == pytest.approx((1 / 2 + 1 / 3) / 2)
+    f1 = (2 * 1 / 2 / (5 / 6 + 1), 0, 2 * 1 / 3 / (1 + 1 / 3))
+    assert resolve("expected_f1_macro")(Choices(scores), examples) == pytest.approx(sum(f1) / 3)
+
+
+def test_an_expected_metric_moves_where_the_metric_is_flat() -> None:
+    outputs, examples = labelled([0, 1, 1], [0, 0, 0], 2)
+    nearer = Choices(outputs.loglikelihoods * np.float32(0.99))
+    assert BUILTIN["f1_macro"](nearer, examples) == BUILTIN["f1_macro"](outputs, examples)
+    assert resolve("expected_f1_macro")(nearer, examples) > resolve("expected_f1_macro")(outputs, examples)
+
+
+@pytest.mark.parametrize("temperature", ["0", "-1", "inf", "nan", "true", "warm", "1e999", "[1]"])
+@pytest.mark.parametrize("name", ["expected_accuracy", "expected_mcc"])
+def test_a_temperature_that_is_none_is_refused(name: str, temperature: str) -> None:
+    with pytest.raises(InputError, match=rf"'{name}\?temperature=.*': give a number above 0"):
+        resolve(f"{name}?temperature={temperature}")
+
+
+def test_what_an_expected_metric_cannot_be_of_is_said() -> None:
+    with pytest.raises(InputError, match="'expected_f1_macro' takes temperature, not average"):
+        resolve("expected_f1_macro?average=macro")
+    with pytest.raises(InputError, match="this task has 3: use expected_f1_macro"):
+        resolve("expected_f1")(*graded())
+    with pytest.raises(InputError, match="'expected_f1_macro' needs a multiple-choice task"):
+        resolve("expected_f1_macro")(*sentences())
+
+
+def test_expected_metrics_are_listed_and_need_likelihoods() -> None:
+    listed = {row.name: row.bounds for row in listing.rows()}
+    assert {f"expected_{name}" for name in OF_CLASSES} <= set(listed)
+    assert listed["expected_mcc"] == "-1 to 1" and listed["expected_f1"] == "0 to 1"
+    found = resolve("expected_balanced_accuracy?temperature=0.5")
+    assert (found.name, found.needs) == ("expected_balanced_accuracy?temperature=0.5", Needs.LIKELIHOOD)
+
+
+def test_a_sum_of_an_expected_metric_and_the_metric() -> None:
+    name, batch = "0.5 * expected_f1_macro?temperature=0.5 + 0.5 * f1_macro", graded()
+    parts = [resolve(part)(*batch) for part in ("expected_f1_macro?temperature=0.5", "f1_macro")]
+    assert resolve(name)(*batch) == pytest.approx(sum(parts) / 2)
+    for text in (name.replace(" * ", "*"), "0.5*f1_macro"):
+        with pytest.raises(InputError, match=r"with spaces around \+ - \*"):
+            resolve(text)
+
+
 # Rewards
 
 
@@ -192,7 +298,16 @@ def test_a_length_in_words_can_be_had_of_the_predicted_option() -> None:
 # All of them
 
 
-@pytest.mark.parametrize("name", [*BUILTIN, "length?at_most=12", "keywords?words=the", "format?pattern=.*\\d"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *BUILTIN,
+        *(f"expected_{name}" for name in OF_CLASSES),
+        "length?at_most=12",
+        "keywords?words=the",
+        "format?pattern=.*\\d",
+    ],
+)
 def test_every_builtin_keeps_the_laws(name: str) -> None:
     check_objective(resolve(name))
 

@@ -117,7 +117,7 @@ def test_settings_of_a_method_are_laid_over_the_others() -> None:
         ("zo:lora:4", "zo", {"label": "zo:lora:4", "tune": "lora:4"}),
         ("mezo-ce:norms+head", "mezo-ce", {"label": "mezo-ce:norms+head", "tune": "norms+head"}),
         ("ft:prefix", "ft", {"label": "ft:prefix", "ft": {"tune": "prefix"}}),
-        ("lp+zo:all", "zo", {"label": "lp+zo:all", "start": "lp", "tune": "all"}),
+        ("lp+zo:all", "zo", {"label": "lp+zo:all", "tune": "all"}),
         ("icl", "icl", {"label": "", "demonstrations": 32}),
         ("calibrated", "calibrated", {"label": "", "scoring": "calibrated"}),
     ],

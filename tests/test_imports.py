@@ -72,7 +72,8 @@ LANGUAGE = {
     "filters": "harness",
     "spec": "filters harness",
     "tasks": "errors filters harness plugins spec",
-    "data": "errors outputs prepare prompts tasks",
+    "data": "errors outputs prepare prompts recut tasks",
+    "recut": "errors prepare tasks",
     "sheet": "",
     "hf": "errors sheet",
     "anatomy": "errors",
@@ -86,11 +87,22 @@ BRIDGE = {
     "states": "errors",
     "standings": "families sources",
     "sources": "errors families",
-    "families": "",
+    "families": "config",
     "draws": "errors generation objectives outputs",
     "failures": "errors estimators objectives results",
     "sweep": "compare config errors results run tasks workbench",
-    "probing": "errors hf objectives outputs passes scoring sheet subsets",
+    "verdict": "",
+    "crew": "config errors run workbench",
+    "study": "crew errors results run study_file study_page study_plan study_runs study_tables",
+    "study_file": "config errors",
+    "study_plan": "compare config errors objectives study_file sweep tasks",
+    "study_runs": "run sources study_file study_plan verdict",
+    "study_tables": "results study_runs verdict",
+    "study_page": "charts results study_runs study_tables verdict",
+    "probing": "errors objectives outputs passes scoring sheet",
+    "starts": "adapters anatomy config errors hf subsets",
+    "features": "adapters errors generation passes results scoring sheet starts subsets workbench",
+    "handover": "adapters config errors features hf journal probing scoring starts subsets",
     "demonstrations": "data errors hf outputs sheets",
     "adapters": "errors hf",
     "norms": "",
@@ -104,20 +116,28 @@ BRIDGE = {
     "config": "errors tasks",
     "bench": "bench_language bench_search charts errors results timing",
     "building": (
-        "adaptive batched config draws errors estimators geometry hf journal layers losses noise results rules "
-        "scoring shaping stores subsets weights workbench"
+        "adaptive batched config draws errors estimators features geometry hf journal keys layers losses noise results "
+        "rules scoring shaping stores subsets weights workbench"
     ),
     "run": (
-        "baselines building config errors estimators examine failures journal loop objectives outputs predictions "
-        "probing results scoring weights workbench"
+        "adapters baselines building config errors estimators examine failures handover journal loop objectives outputs "
+        "predictions results scoring selection starts weights workbench"
     ),
+    "certainty": "culprits errors metrics objective objectives outputs",
+    "selection": "certainty config errors objectives outputs results",
     "baselines": (
-        "adapters anatomy building errors estimators hf losses objectives outputs probing results run scoring subsets"
+        "anatomy best_of building errors estimators features grpo hf losses objectives outputs probing results run scoring "
+        "selection starts subsets"
     ),
+    "grpo": (
+        "building config errors generation grpo_trainer objective objectives outputs results run scoring selection starts"
+    ),
+    "grpo_trainer": "config hf",
+    "best_of": "building config errors estimators failures keys results run scoring starts weights",
     "predictions": "objectives outputs",
-    "replay": "adapters building config errors hf journal probing results subsets weights",
-    "compare": "config errors report results run tasks workbench",
-    "validate": "data errors hf objectives outputs prepare sheets tasks",
+    "replay": "adapters building config errors features handover hf journal results selection starts subsets weights",
+    "compare": "config errors report results run starts tasks workbench",
+    "validate": "config data errors hf objectives outputs prepare sheets tasks",
     "batched": "estimators generation members outputs overlay passes scoring sheet trunk weights",
     "bench_language": (
         "anatomy bench_search config errors estimators geometry journal kernels members rules schedules "
@@ -129,7 +149,7 @@ BRIDGE = {
     "bench_search": "estimators geometry kernels keys loop members noise results rules schedules timing weights",
     "losses": "objectives passes scoring",
     "timing": "errors",
-    "workbench": "adapters config data demonstrations errors hf objectives outputs scoring sheets tail tasks",
+    "workbench": "adapters config data demonstrations errors hf objectives outputs scoring sheets starts subsets tail tasks",
     "results": "errors",
     "charts": "",
     "report": "charts errors families sources standings",
@@ -138,7 +158,7 @@ BRIDGE = {
     "api": "compare config objectives replay run tasks workbench",
     "cli": (
         "bench compare config errors hf listing memory memory_table replay report results run sources standings "
-        "sweep tasks timing validate"
+        "study study_file study_plan study_tables sweep tasks timing validate"
     ),
     "__main__": "cli",
     "__init__": (
@@ -174,7 +194,8 @@ LIBRARIES = {  # beside the standard library; at module level, and inside functi
     "anatomy": ("torch", ""),
     "subsets": ("torch", ""),
     "adapters": ("torch", "peft transformers"),
-    "probing": ("numpy torch", "safetensors sklearn"),
+    "probing": ("numpy torch", "sklearn"),
+    "verdict": ("numpy pandas scipy", ""),
 }
 CHEAP = ("zo_objectives", "zo_objectives.cli", "zo_objectives.language.tasks", "zo_objectives.config")
 HEAVY = ("torch", "transformers", "pandas", "datasets", "evaluate", "sklearn", "numpy")

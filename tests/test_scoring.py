@@ -291,6 +291,7 @@ class Squared(nn.Module):
 
 def head_of(lm: LanguageModel, pool: Pool, kind: Kind, store: str = "inference") -> tuple[ForwardScorer, TailScorer]:
     sheet = pool.choices if kind is Kind.CHOICE else pool.targets
+    subsets.without_rows(lm)
     subset = subsets.select(lm, "head", sheet.columns.tolist())
     weights = tiny.weights(lm, subset, store)
     tail = scorer_for(pool, weights, subset)

@@ -112,10 +112,20 @@ def _keys_and_values(lm: LanguageModel, tokens: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def merged(lm: LanguageModel) -> None:
-    """Adds LoRA's products to the layers they belong to and takes the adapters out."""
+def merged(lm: LanguageModel) -> list[str]:
+    """Adds LoRA's products to the layers they belong to and takes the adapters out; the names of the weights that changed.
+
+    Raises InputError for a weight that another module shares, which the products were not meant for.
+    """
+    changed = []
     for name, module in list(lm.model.named_modules()):
         if hasattr(module, "get_base_layer") and hasattr(module, "merge"):
+            layer = module.get_base_layer()
+            if sum(m._parameters.get("weight") is layer.weight for m in lm.model.modules()) > 1:
+                raise InputError(f"LoRA in {name}, whose weight is tied to another's, cannot be merged. Name other modules.")
+            before = layer.weight.clone()
             module.merge()
+            changed += [] if torch.equal(layer.weight, before) else [f"{name}.weight"]
             parent, _, attribute = name.rpartition(".")
-            setattr(lm.model.get_submodule(parent), attribute, module.get_base_layer())
+            setattr(lm.model.get_submodule(parent), attribute, layer)
+    return changed

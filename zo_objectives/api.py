@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from zo_objectives.compare import run_folder
-from zo_objectives.config import make_config, merge, method_settings, task_settings
+from zo_objectives.config import in_all_stages, make_config, merge, method_settings, task_settings
 from zo_objectives.language.objectives import Objective, resolve
 from zo_objectives.language.tasks import load_task
 from zo_objectives.replay import restore
@@ -43,7 +43,8 @@ def tune(
     show: bool = True,
     **settings: Any,
 ) -> Tuned:
-    """Tunes a model on a task with forward passes only; the same as `zo-objectives run`, with any callable as objective.
+    """Tunes a model on a task by `method` (zo, where not given); the same as `zo-objectives run`, with any callable as
+    objective.
 
     `task` is a name or a YAML file, `objective` a name or a callable (see objectives.py for the forms), `settings` are
     those of config.RunConfig. A run that was left in `output` is taken up again. Raises InputError, RunError.
@@ -54,7 +55,7 @@ def tune(
     given = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
     method = given.setdefault("method", "zo")
     merged = method_settings(merge(task_settings(spec), given), method)
-    config = make_config({**merged, "task": task, "objective": name})
+    config = make_config(in_all_stages(merged, task=task, objective=name))
     folder = Path(output) if output else Path(run_folder(config))
     execute(config, folder, bench=Workbench.open(config, resolved) if resolved else None, show=show)
     return Tuned(folder, pd.read_csv(folder / "results.csv"))

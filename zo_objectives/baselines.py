@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zo_objectives import probing, subsets
-from zo_objectives.adapters import forms
+from zo_objectives import probing, starts, subsets
+from zo_objectives.best_of import best_of_n
 from zo_objectives.building import batch_of
 from zo_objectives.errors import InputError, RunError
+from zo_objectives.features import put_features
+from zo_objectives.grpo import grpo
 from zo_objectives.language.anatomy import anatomy
 from zo_objectives.language.hf import LanguageModel
 from zo_objectives.language.objectives import BUILTIN
@@ -21,6 +23,7 @@ from zo_objectives.results import History, HistoryRow, ResultRow
 from zo_objectives.run import Clock, Run, spent_so_far
 from zo_objectives.scoring import ForwardScorer, Indices, Kind, Pool, Scorer, kind_for
 from zo_objectives.search.estimators import Probe
+from zo_objectives.selection import Look
 
 Values = dict[str, Tensor]
 
@@ -44,6 +47,7 @@ def linear_probing(run: Run) -> list[ResultRow]:
     clock.start()
     probe = probing.fit(pool, bench.train, bench.validation, bench.metrics[0])
     clock.stop()
+    starts.save_weights(run.output / probing.PROBE, {"weights": torch.from_numpy(probe.weights)})
     before = run.watch(ForwardScorer(pool, None, None), bench.metrics[:1], bench.test)[1]
     scorer = _Probed(pool, probe)
     rows, after = run.measure(scorer, spent_so_far(pool), clock.seconds, probe.weights.size, None, "cross_entropy", "probe")
@@ -110,10 +114,10 @@ def fine_tuning(run: Run) -> list[ResultRow]:
     """
     bench, settings = run.bench, run.config.ft
     bench.stale = True
-    pool = bench.fresh(settings.tune)
+    pool = bench.fresh(settings.tune, run.start)
     bench.stale = True  # for whoever comes next
-    run.begin(pool)
-    rows = bench.row_tokens() if "head" in [form for form, _ in forms(settings.tune)] else []
+    put_features(bench, pool, settings.tune, run.output)
+    rows = bench.row_tokens() if subsets.moves_rows(settings.tune) else []
     names = subsets.select(pool.lm, settings.tune, rows).names
     with checkpointed(pool.lm) if settings.checkpointing else nullcontext():
         return _tuned(run, pool, {n: p for n, p in pool.lm.model.named_parameters() if n in names})
@@ -129,8 +133,10 @@ def _tuned(run: Run, pool: Pool, tuned: Mapping[str, nn.Parameter]) -> list[Resu
         run.headline(scorer, headline),
         run.watch(scorer, [headline], bench.test)[1],
     )
+    run.note_start(score)
+    start = Look(0, score, run.said or run.saying(scorer))
     best: tuple[float, int, float, Values] = (score, 0, 0.0, base)
-    clock, histories = Clock(), dict[float, list[HistoryRow]]()
+    clock, histories, looks = Clock(), dict[float, list[HistoryRow]](), 0
     with run.bar(settings.steps * len(settings.learning_rates), 0) as bar:
         for rate in settings.learning_rates:
             _put(tuned, base)
@@ -143,9 +149,9 @@ def _tuned(run: Run, pool: Pool, tuned: Mapping[str, nn.Parameter]) -> list[Resu
                 clock.stop()
                 found = None
                 if (t + 1) % max(1, settings.steps // 5) == 0 or t + 1 == settings.steps:
-                    found = run.headline(scorer, headline)
+                    found, looks = run.headline(scorer, headline), looks + 1
                     if found > best[0]:
-                        best = (found, t + 1, rate, _copy(tuned))
+                        best, run.best_said = (found, t + 1, rate, _copy(tuned)), run.said
                 forwards, examples, tokens = (a - b for a, b in zip(spent_so_far(pool), spent, strict=True))
                 rows.append(
                     HistoryRow(t + 1, forwards, examples, tokens, round(clock.seconds - seconds, 3), None, None, found)
@@ -153,13 +159,17 @@ def _tuned(run: Run, pool: Pool, tuned: Mapping[str, nn.Parameter]) -> list[Resu
                 bar.set_postfix(rate=rate, loss=f"{value:.3f}", best=f"{best[0]:.3f}")
                 bar.update()
             histories[rate] = rows
-    _put(tuned, best[3])
+    last = Look(best[1], best[0], run.best_said or start.said)
+    step = run.select(scorer, start, last, looks=looks, steps=settings.steps).step
+    values = best[3] if step else base
+    _put(tuned, values)
+    starts.keep_best(run.output, pool.lm, values)
     history = History(run.output / "history.csv", 0)
     for row in histories.get(best[2], next(iter(histories.values()))):
         history.append(row)
     count = sum(v.numel() for v in base.values())
     spent_in_all = spent_so_far(pool)
-    rows_out, after = run.measure(scorer, spent_in_all, clock.seconds, count, best[1], "cross_entropy", settings.tune)
+    rows_out, after = run.measure(scorer, spent_in_all, clock.seconds, count, step, "cross_entropy", settings.tune)
     run.save_predictions(before, after)
     return rows_out
 
@@ -179,4 +189,6 @@ BASELINES: dict[str, Callable[[Run], list[ResultRow]]] = {
     "icl": zero_shot,
     "lp": linear_probing,
     "ft": fine_tuning,
+    "grpo": grpo,
+    "best-of-n": best_of_n,
 }

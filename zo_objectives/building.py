@@ -1,25 +1,30 @@
 """From a configuration to what the loop needs: tuned weights, an estimator, an evaluation, layer sizes."""
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from zo_objectives import subsets
 from zo_objectives.batched import BatchedScorer
-from zo_objectives.config import HOW, RunConfig
+from zo_objectives.config import RunConfig, identity
 from zo_objectives.draws import Signal
 from zo_objectives.errors import InputError, unknown
+from zo_objectives.features import put_features
 from zo_objectives.language import hf
 from zo_objectives.losses import cross_entropy
 from zo_objectives.results import versions
 from zo_objectives.scoring import Evaluation, ForwardScorer, Indices, Pool, TailScorer, kind_for, scorer_for
 from zo_objectives.search import adaptive
 from zo_objectives.search.adaptive import Adaptive
-from zo_objectives.search.estimators import Clipped, Es, Estimator, OnePoint, OneSided, RoundRobin, Spsa, growing
+from zo_objectives.search.estimators import Clipped, Es, Estimator, OnePoint, OneSided, RoundRobin, Several, Spsa, growing
 from zo_objectives.search.geometry import Dense, Geometry, LowRank, Masked, Scaled, largest, smallest
 from zo_objectives.search.journal import Header, header_for
+from zo_objectives.search.keys import fold_in, root_key
 from zo_objectives.search.layers import Layers, Modified, by_layer
 from zo_objectives.search.noise import Law
+from zo_objectives.search.pace import Paced
 from zo_objectives.search.rules import make_rule
 from zo_objectives.search.shaping import SLOPES, shaping
 from zo_objectives.search.stores import STORES
@@ -37,6 +42,13 @@ class Search:
     evaluation: Evaluation
     subset: Subset
     adaptive: Adaptive | None
+
+
+def search_seed(config: RunConfig) -> int:
+    """What noise and batches follow from: the run's seed, and another for each zeroth-order run before it in its chain, so
+    that none meets the draws that its start was made of."""
+    earlier = sum(stage.climbs for stage in config.stages[:-1])
+    return fold_in(root_key(config.seed), earlier) if earlier else config.seed
 
 
 def batch_of(seed: int, size: int, train: Indices, t: int) -> Indices:
@@ -81,8 +93,11 @@ def build_weights(config: RunConfig, lm: hf.LanguageModel, row_tokens: list[int]
     return Weights(lm.model, subset.names, geometry=geometry, rule=rule, store=config.store, layers=groups), subset
 
 
-def build_estimator(config: RunConfig, weights: Weights) -> Estimator:
-    """The estimator that the configuration names. Raises InputError for a shaping that cannot work with it."""
+def build_estimator(config: RunConfig, weights: Weights, train: int = 1) -> Estimator:
+    """The estimator that the configuration names, for a climb over `train` examples.
+
+    Raises InputError for a shaping that cannot work with it.
+    """
     first = 2 if config.estimator == "es" else 1
     n = config.directions if config.growth == "constant" else growing(config.directions, config.steps, first)
     shape = shaping(config.shaping)
@@ -100,6 +115,8 @@ def build_estimator(config: RunConfig, weights: Weights) -> Estimator:
             found = OnePoint(config.scale, shape)
         case "es":
             found = Es(config.scale, n, shape)
+    if config.pace == "ties" and isinstance(found, Several):
+        found = Paced(found, max(0, math.ceil(math.log2(train / config.batch))))
     if config.clip is not None:
         found = Clipped(found, config.clip)
     return RoundRobin(found, weights.layers.count) if config.blocks == "round-robin" and weights.layers else found
@@ -122,26 +139,28 @@ def build_adaptive(config: RunConfig, bench: Workbench, pool: Pool) -> Adaptive 
             source = adaptive.zeroth_order_norms(config.scale, wanted.directions)
         case "backprop":
             source = adaptive.backprop_norms(
-                lambda t: cross_entropy(pool, batch_of(config.seed, config.batch, bench.train, t))
+                lambda t: cross_entropy(pool, batch_of(search_seed(config), config.batch, bench.train, t))
             )
     return Adaptive(source, wanted.every, wanted.average, wanted.floor)
 
 
-def build_search(bench: Workbench, pool: Pool, config: RunConfig) -> Search:
-    """Weights, estimator and evaluation for a zeroth-order run."""
+def build_search(bench: Workbench, pool: Pool, config: RunConfig, folder: Path | None = None) -> Search:
+    """Weights, estimator and evaluation for a zeroth-order run; what it needs beside its journal is kept in `folder`."""
     stores = {name for name in STORES if name != "in_place"}  # a run must replay
     if config.store not in stores:
         raise unknown("weight store", config.store, stores)
     objective = bench.objective(config)
     kind_for(bench.spec, objective)
+    put_features(bench, pool, config.tune, folder)
     weights, subset = build_weights(config, pool.lm, bench.row_tokens())
-    estimator, measured = build_estimator(config, weights), build_adaptive(config, bench, pool)
+    estimator = build_estimator(config, weights, len(bench.train))
+    measured = build_adaptive(config, bench, pool)
     scorer = scorer_for(pool, weights, subset, config.trunk_mb << 20, bench.sites)
     if isinstance(scorer, TailScorer):
         bench.sites = scorer.sites
     elif isinstance(scorer, ForwardScorer) and config.members == "batched":
         scorer = BatchedScorer(pool, weights, scorer.trunk)
-    signal = signal_of(config) if config.method == "zo" else Signal()
+    signal = Signal() if config.method == "mezo-ce" else signal_of(config)
     return Search(weights, estimator, Evaluation(scorer, objective, config.steps, signal), subset, measured)
 
 
@@ -150,9 +169,9 @@ def header_of(config: RunConfig, search: Search, bench: Workbench) -> Header:
     return header_for(
         search.weights,
         search.estimator,
-        config.seed,
+        search_seed(config),
         search.adaptive,
-        config=config.model_dump(mode="json", exclude=HOW),
-        row_tokens=bench.row_tokens() if "head" in config.tune.split("+") else [],
+        config=identity(config),
+        row_tokens=bench.row_tokens() if subsets.moves_rows(config.tune) else [],
         versions=versions(),
     )

@@ -40,11 +40,13 @@ ObjectiveOption = Annotated[
 ]
 Tune = Annotated[
     str | None,
-    typer.Option("--tune", help="all, head, norms, layers:A-B, pattern:REGEX, lora, prefix, prompt; joined by +."),
+    typer.Option(
+        "--tune", help="all, head, features:K, norms, layers:A-B, pattern:REGEX, lora, prefix, prompt; joined by +."
+    ),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as key=value; repeat it.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="How many, from 0, or the seeds themselves, as in 13,21,42.")]
-Budget = Annotated[int | None, typer.Option("--budget", help="Forward passes for each zeroth-order run.")]
+Budget = Annotated[int | None, typer.Option("--budget", help="Forward passes for each zeroth-order run, or chain of them.")]
 Config = Annotated[
     Path | None, typer.Option("--config", help="A YAML file of settings, also under tasks.TASK and methods.METHOD.")
 ]
@@ -96,7 +98,8 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="zero-shot, calibrated, icl, lp, ft, mezo-ce, zo; METHOD:TUNE, as in ft:lora; lp+METHOD; with commas."
+            help="zero-shot, calibrated, icl, lp, ft, grpo, best-of-n, mezo-ce, zo; METHOD:TUNE, as in ft:lora; chains:"
+            " ft+zo; with commas."
         ),
     ] = "zero-shot,mezo-ce,ft,zo",
     seeds: Seeds = "3",
@@ -159,9 +162,10 @@ def _print_start_and_best(folder: Path) -> None:
     path = folder / "history.csv"
     seen = [r for r in read_history(path) if r.validation is not None] if path.exists() else []
     if seen and seen[0].step == 0:
+        begun = "at the start" if (folder / "start.safetensors").exists() else "untouched"
         best = max(seen, key=lambda r: (r.validation, -r.step))
         typer.echo(
-            f"Validation: {seen[0].validation:.3f} untouched, {best.validation:.3f} at step {best.step} of {seen[-1].step}."
+            f"Validation: {seen[0].validation:.3f} {begun}, {best.validation:.3f} at step {best.step} of {seen[-1].step}."
         )
 
 
@@ -195,7 +199,7 @@ def _print_table(results: Any) -> None:
 @app.command()
 def run(
     task: Annotated[str, typer.Argument(help="Task name or YAML file.")],
-    method: Annotated[str, typer.Option(help="A method, METHOD:TUNE or lp+METHOD; see compare.")] = "zo",
+    method: Annotated[str, typer.Option(help="A method, METHOD:TUNE or a chain, as in ft+zo; see compare.")] = "zo",
     model: Model = None,
     data_dir: DataDir = None,
     include_path: Include = None,
@@ -241,6 +245,66 @@ def run(
 
 
 @app.command()
+def probe(
+    task: Annotated[str, typer.Argument(help="Task name or YAML file.")],
+    method: Annotated[str, typer.Option(help="zo or mezo-ce, or one of them with :TUNE.")] = "zo",
+    model: Model = None,
+    data_dir: DataDir = None,
+    include_path: Include = None,
+    objective: ObjectiveOption = None,
+    tune: Tune = None,
+    budget: Annotated[int, typer.Option("--budget", min=2, help="Forward passes of the run to recommend.")] = 19_200,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    scales: Annotated[str | None, typer.Option(help="Scales, with commas, as in 0.1,0.3.")] = None,
+    pairs: Annotated[int, typer.Option(help="Pairs of forward passes at each scale.")] = 16,
+    examples: Annotated[int | None, typer.Option(help="Training examples in each of them.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A CSV file with a row for each scale and batch.")] = None,
+    config: Config = None,
+    set_: Set = None,
+    quiet: Quiet = False,
+) -> None:
+    """Before training: how flat the objective is at which scale and batch, what to set, and whether anything will work."""
+    from zo_objectives.compare import plan_runs
+    from zo_objectives.results import write_atomically
+    from zo_objectives.survey_table import command, measured, show
+
+    _quiet_libraries()
+    options = {"model": model, "data_dir": data_dir, "include_path": include_path, "objective": objective, "tune": tune}
+
+    def settle(texts: Sequence[str], steps: int | None) -> Any:
+        settings = _settings(set_=list(texts), config=config, steps=steps, **options)
+        plan = plan_runs([task], [method], [seed], settings, budget=None, demo=False)
+        if not plan.configs:
+            raise InputError(plan.notes[0])
+        return plan.configs[0]
+
+    with _interruptible():
+        found, about = measured(settle(set_ or [], None), _scales(scales), pairs, examples, budget, show=not quiet)
+    show(found, about)
+    if found.recommended is not None:
+        given = {"method": None if method == "zo" else method, **options, "seed": seed or None, "config": config}
+        flags = {f"--{name.replace('_', '-')}": value for name, value in given.items() if value is not None}
+        typer.echo(f"\n{command(about.task, flags, set_ or [], found.recommended, settle)}")
+    _print_notes(about.notes)
+    if output is not None:
+        write_atomically(output, found.frame.to_csv(index=False))
+        typer.echo(f"\nTable: {output}")
+
+
+def _scales(text: str | None) -> list[float] | None:
+    """`0.1,0.3` as numbers."""
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--scales {text}: give numbers with commas, as in 0.1,0.3.") from error
+    if not all(math.isfinite(scale) and scale > 0 for scale in found):
+        raise InputError(f"--scales {text}: a scale is a finite number above 0.")
+    return found
+
+
+@app.command()
 def sweep(
     tasks: Annotated[list[str], typer.Argument(help="Task names or YAML files.")],
     methods: Annotated[str, typer.Option(help="As in compare; separated by commas.")] = "mezo-ce",
@@ -277,6 +341,60 @@ def sweep(
         path = run_sweep(points, folder, show=not quiet, say=typer.echo)
     _print_sweep(pd.read_csv(path))
     typer.echo(f"\nTable: {path}")
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="The study's YAML file; see zo_objectives/study_file.py.")],
+    data_dir: DataDir = None,
+    models: Annotated[Path | None, typer.Option("--models", help="A folder where model names are looked up first.")] = None,
+    include_path: Include = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the study; runs that are there are kept.")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="Run the cells of these tasks now, with commas.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes, each with one thread and a run at a time.")] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Tune and compare methods over tasks, models and metrics, with intervals over seeds. Ctrl-C, then the same command."""
+    _quiet_libraries()
+    from zo_objectives.study import run_study
+    from zo_objectives.study_file import read_study
+    from zo_objectives.study_plan import Places, plan_study
+    from zo_objectives.study_tables import sentences
+
+    data, where, include = (None if path is None else str(path) for path in (data_dir, models, include_path))
+    folder = output or Path("studies") / file.stem
+    tasks = [name.strip() for name in (only or "").split(",") if name.strip()]
+    plan = plan_study(read_study(file), Places(data, where, include, device), folder, tasks)
+    with _interruptible():
+        found = run_study(plan, workers=jobs, command=_command(), show=not quiet, say=typer.echo)
+    _print_study(found)
+    typer.echo("\n\n".join(sentences(found.differences)))
+    _print_notes(found.notes)
+    typer.echo(f"\nPage:  {folder / 'study.html'}\nTable: {folder / 'table.csv'}")
+    if found.failures:
+        raise RunError(f"{found.failures} of the study's runs could not be made; the notes above say why.")
+
+
+def _print_study(found: Any) -> None:
+    """A study on the terminal: mean and half width of the interval, difference, cost."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from zo_objectives.results import console
+    from zo_objectives.study_tables import difference, score, table
+
+    title = "test, mean ± half width of the 95 % interval over seeds; difference paired by seed"
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("cell", "method", "value", "forwards", "against", "difference"):
+        shown.add_column(column, justify="right" if column in ("value", "forwards") else "left")
+    for cell, rows in table(found).groupby("cell", sort=False):
+        for row in rows.to_dict("records"):
+            against = (row["against"], difference(row)) if isinstance(row["against"], str) else ("", "")
+            value = score(row, max(found.means["n_seeds"]))
+            shown.add_row(str(cell), row["method"], value, f"{row['forwards']:,.0f}", *against)
+        shown.add_section()
+    console().print(shown)
 
 
 def _print_sweep(frame: Any) -> None:

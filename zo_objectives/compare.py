@@ -6,39 +6,52 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from zo_objectives.config import (
-    AFTER,
     METHODS,
-    Kind,
+    PROBING,
     RunConfig,
     Settings,
     for_task,
+    in_all_stages,
     make_config,
     merge,
     method_settings,
     named,
+    stages,
     task_settings,
 )
 from zo_objectives.errors import InputError, Unfit
 from zo_objectives.language.tasks import TaskSpec, load_task, task_files
 from zo_objectives.report import write_report
 from zo_objectives.results import machine, make_folder, versions, write_atomically
-from zo_objectives.run import NOTES, execute
+from zo_objectives.run import NOTES, execute, inside
+from zo_objectives.selection import of_many
+from zo_objectives.starts import check
 from zo_objectives.workbench import Workbench
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison runs, settled and validated before anything is spent."""
+    """What a comparison runs, settled and validated before anything is spent.
+
+    `alone` are the runs that chains begin with, as they are without what comes after them, by the folder of each.
+    """
 
     configs: tuple[RunConfig, ...]
     specs: Mapping[str, TaskSpec]
     notes: tuple[str, ...]
+    alone: Mapping[str, RunConfig]
+
+    def earlier(self, output: Path, before: RunConfig, folder: Path) -> Path:
+        """Where the run before that of `folder` is: the comparison's own, unless a part of its budget makes it another."""
+        name = run_folder(before)
+        return output / name if self.alone.get(name) == before else inside(before, folder)
 
 
 def plan_runs(
@@ -51,47 +64,65 @@ def plan_runs(
     demo: bool,
 ) -> Plan:
     """Every run's configuration: defaults, then the task's, then the user's settings. Raises InputError."""
-    kinds = {text: METHODS[named(text)[0]] for text in methods}
+    for text in methods:
+        named(text)
     include = Path(settings["include_path"]) if settings.get("include_path") else None
     specs = {task: load_task(task, include)[0] for task in tasks}
     known = {*task_files(include), *(spec.task for spec in specs.values())}  # a file of settings may serve others too
-    configs, notes = [], []
+    configs, notes, alone = list[RunConfig](), list[str](), dict[str, RunConfig]()
     for task, spec in specs.items():
+        given = merge(task_settings(spec, demo=demo), for_task(settings, spec.task, known))
+
+        def settled(method: str, seed: int, given: Settings = given, task: str = task) -> RunConfig:
+            config = make_config(in_all_stages(method_settings(given, method), task=task, seed=seed))
+            check(config)
+            return config if budget is None else with_budget(config, budget)
+
         for method in methods:
-            if reason := _unfit(spec, method, kinds[method]):
+            if reason := next(filter(None, (_unfit(spec, stage) for stage in stages(method))), None):
                 notes.append(f"{spec.task}: no {method}, since {reason}.")
                 continue
-            given = for_task(settings, spec.task, known)
-            own = method_settings(merge(task_settings(spec, demo=demo), given), method)
-            for seed in seeds:
-                config = make_config({**own, "task": task, "seed": seed})
-                if budget is not None:
-                    config = with_budget(config, budget)
-                configs.append(config)
-    return Plan(tuple(configs), specs, tuple(notes))
+            found = [settled(method, seed) for seed in seeds]
+            texts = ["+".join(stages(method)[:n]) for n in range(1, len(stages(method)))]
+            configs += found
+            alone |= {run_folder(c): c for c in (settled(text, seed) for text in texts for seed in seeds)}
+    return Plan(tuple(configs), specs, tuple(notes), alone)
 
 
-def _unfit(spec: TaskSpec, method: str, kind: Kind) -> str | None:
-    """Why a method cannot work on a task; None where nothing speaks against it."""
-    choice = spec.output_type == "multiple_choice"
+def _unfit(spec: TaskSpec, stage: str) -> str | None:
+    """Why a method, or a stage of a chain, cannot work on a task; None where nothing speaks against it."""
+    name, _ = named(stage)
+    kind, choice = METHODS[name], spec.output_type == "multiple_choice"
     if kind.loss and spec.doc_to_target is None:
         return "the task has no targets to take a cross-entropy of"
     if kind.settings.get("demonstrations") and spec.doc_to_target is None:
         return "the task has no targets for demonstrations to show"
-    if (kind.settings.get("scoring") or method.startswith(AFTER)) and not choice:
+    if (kind.settings.get("scoring") or name == PROBING) and not choice:
         return "the task has no options"
-    if method.startswith(AFTER) and not spec.fixed_options:
+    if name == PROBING and not spec.fixed_options:
         return "its options differ from example to example; ft:head tunes the head instead"
     return None
 
 
 def with_budget(config: RunConfig, forwards: int) -> RunConfig:
-    """The configuration with as many steps as `forwards` forward passes allow. Raises InputError for fewer than one step."""
-    if config.forwards(1) > forwards:
+    """The configuration with as many steps as `forwards` forward passes allow; what takes backward passes as it is.
+
+    The zeroth-order runs of a chain share them equally. Raises InputError for fewer than one step.
+    """
+    return _with_share(config, forwards, max(1, sum(stage.climbs for stage in config.stages)))
+
+
+def _with_share(config: RunConfig, forwards: int, sharing: int) -> RunConfig:
+    before, share = config.before, forwards // sharing
+    config = config.model_copy(update={"before": _with_share(before, forwards, sharing)}) if before else config
+    if not config.climbs:
+        return config
+    if config.forwards(1) > share:
+        told = f"{forwards}, {share} for each of {sharing} stages," if sharing > 1 else f"{forwards}"
         raise InputError(
-            f"--budget {forwards} is less than one step of {config.forwards(1)} forwards. Raise it or lower directions."
+            f"--budget {told} is less than one step of {config.forwards(1)} forwards. Raise it or lower directions."
         )
-    most = bisect_right(range(forwards + 1), forwards, key=config.forwards) - 1
+    most = bisect_right(range(share + 1), share, key=config.forwards) - 1
     return config.model_copy(update={"steps": most})
 
 
@@ -108,10 +139,10 @@ def run_plan(plan: Plan, output: Path, *, command: str, show: bool, say: Callabl
     for config in plan.configs:
         name = run_folder(config)
         done = (output / name / "results.csv").exists()
-        if not done and (bench is None or not bench.serves(config)):
-            bench = Workbench.open(config)
+        if not done:
+            bench = (bench.fitted(config) if bench else None) or Workbench.open(config)
         try:
-            folder = execute(config, output / name, bench=bench, show=show)
+            folder = execute(config, output / name, bench=bench, show=show, earlier=partial(plan.earlier, output))
         except Unfit as reason:
             notes.append(f"{config.task}, {config.called}, seed {config.seed}: left out. {reason}")
             say(notes[-1])
@@ -120,7 +151,7 @@ def run_plan(plan: Plan, output: Path, *, command: str, show: bool, say: Callabl
         say(_headline(frame, config) + (" (was there)" if done else ""))
         frames.append(frame)
         if (folder / NOTES).exists():
-            said = (folder / NOTES).read_text(encoding="utf-8").splitlines()
+            said = of_many((folder / NOTES).read_text(encoding="utf-8").splitlines())
             notes += [f"{config.task}, {config.called}, seed {config.seed}: {note}" for note in said]
     if not frames:
         raise InputError(f"No method could be run. {notes[-1] if notes else 'Name a task and a method.'}")

@@ -21,6 +21,17 @@ class Kind:
     settings: Mapping[str, Any] = field(default_factory=dict)
     tunes: str | None = None  # the setting that `METHOD:TUNE` stands for
     loss: bool = False  # whether it needs a cross-entropy
+    whole: bool = False  # whether it tunes all parameters, with no TUNE to choose
+
+    @property
+    def chains(self) -> bool:
+        """Whether it begins with weights and ends with others, so that it can stand anywhere in a chain."""
+        return self.tunes is not None or self.whole
+
+    @property
+    def climbs(self) -> bool:
+        """Whether it is a zeroth-order search."""
+        return self.tunes == "tune"
 
 
 METHODS = {
@@ -33,6 +44,10 @@ METHODS = {
         tunes="ft.tune",
         loss=True,
     ),
+    "grpo": Kind(
+        "GRPO by TRL: the policy gradient of a reward, backprop on all parameters, best of a small grid as ft", whole=True
+    ),
+    "best-of-n": Kind("random search: the best of as many perturbations as zo's forwards allow", tunes="tune"),
     "mezo-ce": Kind(
         "forward passes only, on cross-entropy (MeZO's objective), with the same estimator and forwards as zo",
         tunes="tune",
@@ -40,7 +55,8 @@ METHODS = {
     ),
     "zo": Kind("forward passes only, on the metric itself", tunes="tune"),
 }
-AFTER = "lp"  # `lp+METHOD` begins where linear probing ends
+PROBING = "lp"  # begins a chain, and never continues one
+NEXT = re.compile(rf"\+(?=(?:{'|'.join(METHODS)})(?:[:+]|$))")  # where a chain's next stage begins
 
 
 NOISE = r"rademacher|gaussian|low-rank(:[1-9]\d*)?"
@@ -71,6 +87,19 @@ class FineTuning(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     checkpointing: bool = Field(False, description="activations are computed again in the backward pass, not kept")
     autocast: bool = Field(False, description="float32 weights, bfloat16 matrix products")
+
+
+class Grpo(BaseModel):
+    """Settings of the policy-gradient baseline: see zo_objectives.grpo."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field((1e-5, 1e-4), min_length=1)
+    steps: int = Field(100, ge=1, description="optimiser steps for each learning rate")
+    batch: int = Field(8, ge=1, description="prompts a step")
+    generations: int = Field(8, ge=2, description="completions of each prompt, whose rewards are compared")
+    temperature: float = Field(1.0, gt=0, description="at which they are drawn")
+    beta: float = Field(0.0, ge=0, description="weight of the divergence from where the run began")
 
 
 class Isolation(BaseModel):
@@ -106,20 +135,31 @@ class RunConfig(BaseModel):
     data_dir: str | None = None
     include_path: str | None = None
     method: str = "zo"
-    label: str = Field("", description="what the method is called in tables; METHOD, METHOD:TUNE or lp+METHOD")
-    start: Literal["base", "lp"] = Field("base", description="lp: the label rows begin as a linear probe")
+    label: str = Field("", description="what the method is called in tables; METHOD, METHOD:TUNE or a chain of those")
+    before: "RunConfig | None" = Field(None, description="the run whose best weights on validation this one begins with")
     objective: str | None = Field(None, description="what zo climbs; the task's own where not given")
+    metric: str | None = Field(None, description="what counts and chooses the step; the objective, else the task's first")
     seed: int = 0
 
-    tune: str = Field("head", description="what is tuned; see zo_objectives.subsets")
+    tune: str = Field("features", description="what is tuned; see zo_objectives.subsets")
     steps: int = Field(300, ge=0)
     batch: int = Field(512, ge=1, description="training examples a step")
     estimator: Literal["spsa", "one_sided", "one_point", "es"] = "spsa"
     directions: int = Field(16, ge=1, description="directions a step: pairs for spsa, members for es")
     growth: Literal["constant", "linear"] = Field("constant", description="linear: from 1 direction up to all of them")
-    scale: float = Field(0.5, gt=0, description="how far probes are; in units of each tensor's root mean square if relative")
+    scale: float = Field(
+        0.5,
+        gt=0,
+        description="how far probes are: in units of each tensor's root mean square if relative, in nats along features",
+    )
     shaping: str = Field(
         "unit", description="raw, centred, zscore[:FLOOR], rank, sign or unit; see zo_objectives.search.shaping"
+    )
+    settle: Literal["given", "probe"] = Field(
+        "given", description="probe: scale, learning_rate, batch, directions and steps follow from a survey at the start"
+    )
+    pace: Literal["ties", "fixed"] = Field(
+        "ties", description="ties: probes go farther, and batches grow, while pairs tie; see zo_objectives.search.pace"
     )
     clip: float | None = Field(None, gt=0, description="the largest norm of a step's coefficients")
     blocks: Literal["all", "round-robin"] = Field("all", description="round-robin: one layer's tensors a step, in turn")
@@ -140,6 +180,12 @@ class RunConfig(BaseModel):
     members: Literal["sequential", "batched"] = Field("sequential", description="batched: for low-rank noise")
 
     evaluations: int = Field(12, ge=1, description="how often validation is looked at during a run")
+    guard: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="the confidence with which the best step must beat the start on validation; else the start is kept",
+    )
     on_failure: Literal["stop", "skip-step"] = Field("stop", description="what a failing objective does; never a score of 0")
     isolation: Isolation = Isolation()
 
@@ -147,6 +193,9 @@ class RunConfig(BaseModel):
     n_validation: int | None = Field(1000, ge=1)
     n_test: int | None = Field(2000, ge=1)
     shots: int | None = Field(None, ge=1, description="examples of each class in train and in validation, instead of n_*")
+    keep: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
+        None, description="the share of each class that is kept in every split, before n_* and shots; see language.recut"
+    )
     demonstrations: int | None = Field(None, ge=0, description="examples before every prompt; the task's where not given")
     scoring: Literal["sum", "mean", "calibrated"] = Field("sum", description="how options are scored; see language.sheets")
     temperature: float | None = Field(
@@ -157,6 +206,7 @@ class RunConfig(BaseModel):
     long_prompts: Literal["error", "drop", "cut"] = Field("error", description="cut: they lose their beginning")
     trunk_mb: int = Field(1024, ge=0, description="memory for stored hidden states, in MiB; what is beyond goes to TMPDIR")
     ft: FineTuning = FineTuning()
+    grpo: Grpo = Grpo()
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
@@ -164,12 +214,22 @@ class RunConfig(BaseModel):
     @property
     def tuned(self) -> str:
         """What is tuned by the run's method."""
-        return self.ft.tune if self.method == "ft" else self.tune
+        return {"ft": self.ft.tune, "grpo": "all"}.get(self.method, self.tune)
 
     @property
     def called(self) -> str:
         """The method's name in tables."""
         return self.label or self.method
+
+    @property
+    def stages(self) -> tuple["RunConfig", ...]:
+        """The runs of a chain, the first one first and this one last."""
+        return (*(self.before.stages if self.before else ()), self)
+
+    @property
+    def climbs(self) -> bool:
+        """Whether this is a zeroth-order search."""
+        return METHODS[self.method].climbs
 
     def forwards(self, steps: int) -> int:
         """Forward passes that so many steps take, those that measure layer sizes aside."""
@@ -225,14 +285,14 @@ def nested(key: str, value: Any) -> Settings:
     return found
 
 
-def read_settings(path: Path) -> Settings:
-    """The settings in a YAML file. Raises InputError."""
+def read_settings(path: Path, what: str = "--config") -> Settings:
+    """The settings in a YAML file; `what` it is begins the error. Raises InputError."""
     try:
         content = _numbers(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path} cannot be read: {' '.join(str(error).split())}.") from error
+        raise InputError(f"{what} {path} cannot be read: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"--config {path} must hold a mapping of settings, found {type(content).__name__}.")
+        raise InputError(f"{what} {path} must hold a mapping of settings, found {type(content).__name__}.")
     return content
 
 
@@ -248,26 +308,38 @@ def for_task(settings: Mapping[str, Any], task: str, known: Collection[str]) -> 
     return merge(own, of_tasks.get(task, {}))
 
 
+def stages(text: str) -> tuple[str, ...]:
+    """The stages of a method's text: `ft:lora+zo:norms+head` is ft:lora, then zo:norms+head, since head is no method."""
+    return tuple(NEXT.split(text))
+
+
 def named(text: str) -> tuple[str, Settings]:
-    """The method and the settings that `METHOD`, `METHOD:TUNE` or `lp+METHOD` stands for. Raises InputError."""
-    first, plus, rest = text.partition("+")
-    start = {"start": AFTER} if plus and first == AFTER and not rest.startswith(":") else {}
-    method, colon, tune = (rest if start else text).partition(":")
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    tunes = METHODS[method].tunes
-    if (colon and not (tunes and tune)) or (start and tunes is None):
+    """The method and the settings that the last stage of a method's text stands for: METHOD or METHOD:TUNE.
+
+    Raises InputError, also for a wrong stage before it.
+    """
+    chain = stages(text)
+    methods = [stage.partition(":")[0] for stage in chain]
+    if strange := [method for method in methods if method not in METHODS]:
+        raise unknown("method", strange[0], METHODS)
+    kinds, parts = [METHODS[method] for method in methods], [stage.partition(":") for stage in chain]
+    meant = all(not colon or (tune and kind.tunes) for (_, colon, tune), kind in zip(parts, kinds, strict=True))
+    linked = all(kind.chains for kind in kinds[1:]) and (kinds[0].chains or methods[0] == PROBING)
+    if not meant or (len(chain) > 1 and not linked):
         raise InputError(
-            f"Method {text!r}: write METHOD, METHOD:TUNE with zo, mezo-ce or ft, as in ft:lora, or lp+METHOD with those."
+            f"Method {text!r}: write METHOD, METHOD:TUNE with zo, mezo-ce, best-of-n or ft, as in ft:lora, or a chain of"
+            " those, each beginning where the one before it ended, as in ft:lora+zo; a chain may begin with lp."
         )
-    settings = merge({"method": method, "label": text if text != method else "", **start}, METHODS[method].settings)
-    return method, merge(settings, nested(str(tunes), tune)) if colon else settings
+    method, (_, colon, tune) = methods[-1], parts[-1]
+    settings = merge({"method": method, "label": text if text != method else ""}, METHODS[method].settings)
+    return method, merge(settings, nested(str(kinds[-1].tunes), tune)) if colon else settings
 
 
 def method_settings(settings: Mapping[str, Any], text: str) -> Settings:
-    """Settings for a method's name: its own, and those under `methods.<method>`, laid over `settings`.
+    """Settings for a method's text: its last stage's own, and those under `methods.<method>`, laid over `settings`.
 
-    What is under `methods.<name>`, as in `methods.ft:lora`, comes last.
+    What is under `methods.<stage>`, as in `methods.ft:lora`, and under `methods.<text>`, as in `methods.ft+zo`, comes last.
+    Those of the chain without its last stage are under `before`.
     """
     method, of_name = named(text)
     own = dict(settings)
@@ -276,8 +348,22 @@ def method_settings(settings: Mapping[str, Any], text: str) -> Settings:
         raise InputError("The setting `methods` must hold one mapping for each method, as in --set methods.zo.scale=0.5.")
     for name in methods:
         named(name)
-    found = merge(merge(own, of_name), methods.get(method, {}))
-    return merge(found, methods.get(text, {}))
+    if said := {"before", "start"} & {*own, *(key for given in methods.values() for key in given)}:
+        raise InputError(
+            f"The setting `{min(said)}` follows from the method's text. Write a chain, as in ft+zo; settings of its stages"
+            " go under methods.ft and methods.ft+zo."
+        )
+    *earlier, stage = stages(text)
+    found = merge(own, of_name)
+    for name in (method, stage, text):
+        found = merge(found, methods.get(name, {}))
+    return found | ({"before": method_settings(settings, "+".join(earlier))} if earlier else {})
+
+
+def in_all_stages(settings: Mapping[str, Any], **fixed: Any) -> Settings:
+    """`settings`, and those of the stages before, with `fixed`."""
+    before = settings.get("before")
+    return {**settings, **fixed, **({"before": in_all_stages(before, **fixed)} if before else {})}
 
 
 def make_config(settings: Mapping[str, Any]) -> RunConfig:
@@ -289,12 +375,37 @@ def make_config(settings: Mapping[str, Any]) -> RunConfig:
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             nested: dict[str, type[BaseModel]] = {"ft": FineTuning, "layerwise": LayerWise, "isolation": Isolation}
-            known = nested.get(str(first["loc"][0]), RunConfig).model_fields
+            nested |= {"grpo": Grpo}
+            known = nested.get(str(first["loc"][-2:][0]), RunConfig).model_fields
             raise unknown("setting", str(first["loc"][-1]), known) from error
         raise InputError(f"Setting {field}={first['input']!r}: {first['msg'].removeprefix('Value error, ')}.") from error
-    if config.method not in METHODS:
-        raise unknown("method", config.method, METHODS)
+    if strange := [stage.method for stage in config.stages if stage.method not in METHODS]:
+        raise unknown("method", strange[0], METHODS)
     return config
+
+
+def upgraded(content: Mapping[str, Any]) -> Settings:
+    """A run's settings as version 0.1.0 wrote them, in today's terms: `start: lp` is a linear probe before the run."""
+    kept = {key: value for key, value in content.items() if key != "start"}
+    return kept | ({"before": {**kept, "method": PROBING, "label": ""}} if content.get("start") == PROBING else {})
+
+
+def identity(config: RunConfig) -> Settings:
+    """What makes a run the run it is, in JSON's terms: all settings, also of the runs before it, but those of HOW."""
+    before = identity(config.before) if config.before else None
+    return {**config.model_dump(mode="json", exclude={*HOW, "before"}), "before": before}
+
+
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting, as in `ft.steps`, in which two identities differ, with both values; None where none does."""
+    for key in wanted:
+        was, now = found.get(key), wanted[key]
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            if inner := difference(was, now):
+                return f"{key}.{inner[0]}", *inner[1:]
+        elif was != now:
+            return key, was, now
+    return None
 
 
 def task_settings(spec: TaskSpec, *, demo: bool = False) -> Settings:
@@ -316,4 +427,4 @@ def read_config(folder: Path) -> RunConfig:
         raise InputError(f"{folder} is no run folder: {path.name} cannot be read ({type(error).__name__}).") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is empty or half-written. Remove the folder and start the run again.")
-    return make_config(content)
+    return make_config(upgraded(content))

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from math import comb
 
 import numpy as np
+from numpy.typing import NDArray
 
-from zo_objectives.errors import InputError
+from zo_objectives.errors import InputError, RunError
 from zo_objectives.language.generation import gumbel
 from zo_objectives.language.objectives import Objective, Scored
 from zo_objectives.language.outputs import Choices, Example, Outputs
+
+Floats = NDArray[np.float64]
 
 RIGHT = 1.0  # the least reward of a draw that counts as right
 
@@ -62,13 +65,43 @@ class Signal:
         scores = [objective.scores(members, examples) for members in draws]
         return scores[0] if len(scores) == 1 else [_mean(of_member) for of_member in zip(*scores, strict=True)]
 
+    def of_examples(
+        self, objective: Objective, draws: Sequence[Sequence[Outputs]], examples: Sequence[Example]
+    ) -> Floats | None:
+        """The signal of every example alone, [members, examples], from draws [samples][members]; nan where a reward does not
+        apply, None for a metric of the whole batch. The mean over examples is what `values` says."""
+        if objective.samples is None:
+            return None
+        if self.pass_at is not None:
+            return self._chances(objective, draws, examples)
+        found: Floats = np.mean([[_applied(objective, said, examples) for said in members] for members in draws], axis=0)
+        return found
+
     def _passes(self, objective: Objective, draws: Iterable[Iterable[Outputs]], examples: Sequence[Example]) -> list[Scored]:
+        return [Scored(float(row.mean())) for row in self._chances(objective, draws, examples)]
+
+    def _chances(self, objective: Objective, draws: Iterable[Iterable[Outputs]], examples: Sequence[Example]) -> Floats:
+        """pass@k of every example, [members, examples]."""
         assert objective.samples is not None and self.pass_at is not None
         rewards = [[_rewards(objective, member, examples) for member in members] for members in draws]
         right = (np.array(rewards, dtype=np.float64) >= RIGHT).sum(axis=0)  # [members, examples]
         n, k = self.samples, self.pass_at
-        chance = np.array([1 - comb(n - c, k) / comb(n, k) for c in range(n + 1)])
-        return [Scored(float(chance[row].mean())) for row in right]
+        chance: Floats = np.array([1 - comb(n - c, k) / comb(n, k) for c in range(n + 1)])
+        found: Floats = chance[right]
+        return found
+
+
+def _applied(objective: Objective, outputs: Outputs, examples: Sequence[Example]) -> Floats:
+    """Each example's reward, nan where it does not apply. Raises Failure as the objective does."""
+    assert objective.samples is not None
+    try:
+        found = objective.samples(outputs, examples)
+        objective.checked(float(np.mean([v for v in found if v is not None] or [0.0])), outputs, examples)
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        raise objective.failed(error, outputs, examples) from error
+    return np.array(found, dtype=np.float64)
 
 
 def _rewards(objective: Objective, outputs: Outputs, examples: Sequence[Example]) -> list[float]:

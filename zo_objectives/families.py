@@ -2,17 +2,18 @@
 
 from itertools import chain
 
+from zo_objectives.config import PROBING, stages
+
 GROUPS = {  # of the methods, in their usual order; everything else after them
     "no training": ("zero-shot", "calibrated", "icl"),
     "probing": ("lp",),
-    "backprop": ("ft",),
-    "zeroth-order": ("mezo-ce", "zo"),
+    "backprop": ("ft", "grpo"),
+    "zeroth-order": ("best-of-n", "mezo-ce", "zo"),
 }
 ORDER = tuple(chain(*GROUPS.values()))
 FORWARD = set(ORDER) - set(GROUPS["backprop"])  # the methods that take nothing but forward passes of the model
 UNTUNED = (*GROUPS["no training"], "lp")  # methods for which objective and tuned parameters mean nothing
 SEEDLESS = ("zero-shot", "calibrated")  # methods for which one seed is as good as many
-AFTER = "lp+"  # what the label of a method begins with that starts where linear probing ends
 
 
 def base(method: str) -> str:
@@ -20,15 +21,35 @@ def base(method: str) -> str:
     return method.partition(" · ")[0]
 
 
+def families(method: str) -> list[str]:
+    """The methods that a label is a chain of: `ft` and `zo` of `ft:lora+zo:head`."""
+    return [stage.partition(":")[0] for stage in stages(base(method))]
+
+
 def family(method: str) -> str:
-    """The method that a label is a form of: `zo` of `zo:lora`, of `lp+zo` and of `zo · accuracy`."""
-    return base(method).removeprefix(AFTER).partition(":")[0]
+    """The method that a label is a form of, the last one of a chain: `zo` of `zo:lora`, `ft+zo` and `zo · accuracy`."""
+    return families(method)[-1]
 
 
-def rank(method: str) -> tuple[int, bool, str]:
-    """Where a method stands: the usual order first, then by name; forms of a method stand beside it."""
+def forward_only(method: str) -> bool:
+    """Whether a method, and in a chain every one, takes nothing but forward passes of the model."""
+    return FORWARD.issuperset(families(method))
+
+
+def told(method: str) -> str:
+    """What is said of a form of zo behind `tuned on accuracy`: by what means, and from where on."""
+    before = "+".join(stages(base(method))[:-1])
+    passes = " with forward passes only"
+    if not before:
+        return passes
+    ending = ", from where linear probing ends" if before == PROBING else f", from where {before} ends"
+    return (passes if forward_only(method) else " with forward passes") + ending
+
+
+def rank(method: str) -> tuple[int, int, str]:
+    """Where a method stands: the usual order first, then by name; forms of a method stand beside it, chains after them."""
     place = ORDER.index(family(method)) if family(method) in ORDER else len(ORDER)
-    return place, method.startswith(AFTER), method
+    return place, len(families(method)), method
 
 
 def group(method: str) -> str:

@@ -6,7 +6,6 @@ that a probe is the same thing as label rows: `lp+METHOD` begins where `lp` ends
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,15 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zo_objectives.errors import InputError, Unfit
-from zo_objectives.language.hf import LanguageModel
 from zo_objectives.language.objectives import Objective
 from zo_objectives.language.outputs import Choices
 from zo_objectives.language.passes import plan, site_states
 from zo_objectives.language.sheet import Read, make_sheet
 from zo_objectives.scoring import Indices, Kind, Pool
-from zo_objectives.subsets import with_rows
 
-START = "start.safetensors"
+PROBE = "probe.safetensors"  # of a run's folder: what was found
 STRENGTHS = tuple(10.0**e for e in range(-4, 5))  # scikit-learn's C; weaker regularisation comes later
 Features = NDArray[np.float64]
 
@@ -93,34 +90,20 @@ def fit(pool: Pool, train: Indices, validation: Indices, metric: Objective) -> P
     return best[1]
 
 
-def label_rows(pool: Pool, train: Indices, validation: Indices, metric: Objective) -> dict[str, Tensor]:
-    """The additions to the head's rows that make the model say what a probe says. Raises InputError."""
+def label_rows(pool: Pool, weights: Tensor) -> dict[str, Tensor]:
+    """What is to be added to the head's rows for the model to say what a probe's weights [classes, d] say.
+
+    Raises InputError for options that are not one token each.
+    """
     sheet = pool.choices
     if not sheet.closed:
         raise Unfit(
             f"Task {pool.spec.task!r}: options of several tokens for {pool.lm.name}, or scored against each other's"
             " lengths, cannot begin as a linear probe. Use options of one token and scoring=sum."
         )
-    probe = fit(pool, train, validation, metric)
     own = sheet.read_token[: sheet.options]
     tokens = np.unique(own)
-    wanted = torch.from_numpy(probe.weights[np.argsort(own)])
     weight: Tensor = pool.lm.head.weight
     chosen = torch.from_numpy(tokens).to(weight.device)
-    rows = (wanted.to(weight.device) - weight[chosen].double()).to(weight.dtype)
+    rows = (weights[np.argsort(own)].to(weight.device) - weight[chosen].double()).to(weight.dtype)
     return {"tokens": torch.from_numpy(tokens), "rows": rows}
-
-
-def put_rows(lm: LanguageModel, start: dict[str, Tensor]) -> None:
-    """Puts label rows from `label_rows` into a model."""
-    with_rows(lm, start["tokens"].tolist())
-    with torch.no_grad():
-        lm.head.rows.copy_(start["rows"])
-
-
-def start_of(folder: Path) -> dict[str, Tensor] | None:
-    """What a run's folder keeps of its start, if it is not the base."""
-    from safetensors.torch import load_file
-
-    path = folder / START
-    return load_file(path) if path.exists() else None

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from zo_objectives.charts import Line, line_chart, strip
 from zo_objectives.errors import InputError
-from zo_objectives.families import AFTER, FORWARD, SEEDLESS, base, family, group, rank
+from zo_objectives.families import SEEDLESS, base, family, forward_only, group, rank, told
 from zo_objectives.sources import HISTORY, Source, merge, read_csv, read_json, source
 from zo_objectives.standings import forwards_of, pivot, standing, summary
 
@@ -79,7 +79,7 @@ def _section(runs: pd.DataFrame, methods: Sequence[str], sources: Sequence[Sourc
         **{"cells": cells, "head": head, "direction": direction, "missing": missing, "styles": styles},
         "ways": {name: part.iloc[0] for name, part in runs.groupby("method", sort=False)},
         "best": _best(head, direction),
-        "forward": _best({name: row for name, row in head.items() if family(name) in FORWARD}, direction),
+        "forward": _best({name: row for name, row in head.items() if forward_only(name)}, direction),
         "seeds": max(row["seeds"] for row in head.values()),
         **{"dtypes": sorted(set(runs["dtype"])), "typed": runs["dtype"].nunique() > 1},
         "verdicts": {name: _verdicts(head, name, direction) for name in head if family(name) == "zo"},
@@ -224,5 +224,5 @@ def _template() -> Template:
     places = FileSystemLoader(Path(__file__).parent / "assets")
     page = Environment(loader=places, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters |= {"number": _number, "shorten": _shorten, "parts": _parts, "about": _about}
-    page.globals |= {"line_chart": line_chart, "many": MANY, "after": AFTER}
+    page.globals |= {"line_chart": line_chart, "many": MANY, "told": told}
     return page.get_template("report.html.jinja")

@@ -23,7 +23,7 @@ from zo_objectives.errors import InputError
 from zo_objectives.language.generation import Sampler, generate, sampler_of, stop_tokens, text_of
 from zo_objectives.language.hf import LanguageModel
 from zo_objectives.language.objectives import Needs, Objective, Scored, scoring
-from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs
+from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs, joined
 from zo_objectives.language.passes import Pass, plan, sheet_logits
 from zo_objectives.language.sheet import Ids, Sheet
 from zo_objectives.language.sheets import Reader, Scoring
@@ -320,17 +320,21 @@ class Evaluation:
             keys = [(self.scorer.pool.seed, n) for n in numbers]
             yield from ([self.signal.drawn(o, examples, key) for o in said] for key in keys)
 
+    def said(self, probes: Sequence[Probe], indices: Indices, draw: int = 0) -> list[list[Outputs]]:
+        """What every probe says, [samples][probes], for the signal to score in part or whole."""
+        return [list(members) for members in self._drawn(probes, indices, self.scorer.pool.at(indices), draw)]
+
     def value(self, indices: Indices) -> Scored:
         """The signal of the weights at rest; not charged, since it only watches."""
         with self._unpaid():
             parts = [self._drawn([REST], part, self.scorer.pool.at(part), 0) for part in self._parts(indices)]
-            draws = [[_joined([next(iter(outputs)) for outputs in of_draw])] for of_draw in zip(*parts, strict=True)]
+            draws = [[joined([next(iter(outputs)) for outputs in of_draw])] for of_draw in zip(*parts, strict=True)]
             return self.signal.values(self.objective, draws, self.scorer.pool.at(indices))[0]
 
     def at_rest(self, indices: Indices) -> Outputs:
         """What the model says now; not charged, since it only watches."""
         with self._unpaid():
-            return _joined([self.scorer.outputs(self.kind, [REST], part)[0] for part in self._parts(indices)])
+            return joined([self.scorer.outputs(self.kind, [REST], part)[0] for part in self._parts(indices)])
 
     def _parts(self, indices: Indices) -> list[Indices]:
         return np.split(indices, range(self.chunk, len(indices), self.chunk))
@@ -341,13 +345,3 @@ class Evaluation:
         before = (cost.forwards, cost.examples, cost.tokens)
         yield
         cost.forwards, cost.examples, cost.tokens = before
-
-
-def _joined(parts: Sequence[Outputs]) -> Outputs:
-    first = parts[0]
-    if isinstance(first, Choices):
-        return Choices(np.concatenate([p.loglikelihoods for p in parts if isinstance(p, Choices)]))
-    if isinstance(first, Likelihoods):
-        chosen = [p for p in parts if isinstance(p, Likelihoods)]
-        return Likelihoods(np.concatenate([p.loglikelihoods for p in chosen]), np.concatenate([p.tokens for p in chosen]))
-    return Generations([text for p in parts if isinstance(p, Generations) for text in p.texts])

@@ -2,6 +2,7 @@
 
     all            every parameter                      norms          the weights of all norms
     head           the final norm and the label rows    layers:A-B     layers A to B (from 0; B may be left out)
+    features:K     label rows along the K leading directions of what the head sees: see features.py
     pattern:REGEX  parameters whose name matches        lora, prefix, prompt   adapters: see adapters.py
 
 Joined by +, as in `norms+head`. Label rows are an addition to the output head's rows of a few tokens (the options', or the
@@ -9,7 +10,7 @@ targets'); with a tied embedding the input side keeps its own.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,24 +22,35 @@ from zo_objectives.language.anatomy import Anatomy, anatomy
 from zo_objectives.language.hf import LanguageModel
 from zo_objectives.search.geometry import root_mean_square
 
-FORMS = ("all", "head", "norms", "layers:A-B", "pattern:REGEX", *ADAPTERS)
-LOCATED = ("head", "layers", "norms", "pattern")  # forms for which it pays to know, or must be known, where things are
+FORMS = ("all", "head", "features:K", "norms", "layers:A-B", "pattern:REGEX", *ADAPTERS)
+LOCATED = ("head", "features", "layers", "norms", "pattern")  # for which it pays, or is needed, to know where things are
 ZERO_GAIN = 0.02  # the gain of a tensor of zeros: the usual standard deviation of a fresh weight
 
 
 class LabelRows(nn.Module):
-    """An output head with a tunable addition to the rows of a few tokens: logits[..., tokens] += h @ rows.T."""
+    """An output head with a tunable addition to the rows of a few tokens: logits[..., tokens] += h @ added.T.
+
+    `rows` [tokens, d] is what is added; or, with a `basis` [directions, d], `rows` [tokens, directions] says how much of
+    each direction is, beside `base` [tokens, d]. `sized` says whether what was added at the start counts in the rows' size
+    (root mean square).
+    """
 
     tokens: Tensor
+    basis: Tensor | None
+    base: Tensor | None
+    sized = True
 
-    def __init__(self, head: nn.Module, tokens: Sequence[int]) -> None:
+    def __init__(
+        self, head: nn.Module, tokens: Sequence[int], basis: Tensor | None = None, base: Tensor | None = None
+    ) -> None:
         nn.Module.__init__(self)
         weight: Tensor = head.weight  # type: ignore[assignment]
         self.head = head
-        self.rows = nn.Parameter(
-            torch.zeros(len(tokens), weight.shape[1], dtype=weight.dtype, device=weight.device), requires_grad=False
-        )
+        width = weight.shape[1] if basis is None else len(basis)
+        self.rows = nn.Parameter(weight.new_zeros(len(tokens), width), requires_grad=False)
         self.register_buffer("tokens", torch.tensor(tokens, device=weight.device), persistent=False)
+        self.register_buffer("basis", None if basis is None else basis.to(weight), persistent=False)
+        self.register_buffer("base", None if base is None else base.to(weight), persistent=False)
 
     @property
     def weight(self) -> Tensor:
@@ -50,9 +62,16 @@ class LabelRows(nn.Module):
         """The head's own bias, likewise."""
         return getattr(self.head, "bias", None)
 
+    def added(self, rows: Tensor) -> Tensor:
+        """What is added to the head's rows [..., tokens, d] for `rows` [..., tokens, d or directions]."""
+        whole = rows if self.basis is None else rows.to(self.basis.dtype) @ self.basis
+        return whole if self.base is None else whole + self.base
+
     def forward(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.head(hidden)
-        return logits.index_add(-1, self.tokens, nn.functional.linear(hidden, self.rows))
+        seen = hidden if self.basis is None else nn.functional.linear(hidden, self.basis)
+        logits = logits.index_add(-1, self.tokens, nn.functional.linear(seen, self.rows))
+        return logits if self.base is None else logits.index_add(-1, self.tokens, nn.functional.linear(hidden, self.base))
 
 
 @dataclass(frozen=True)
@@ -78,10 +97,44 @@ def _norms(model: nn.Module) -> list[str]:
 
 
 def with_rows(lm: LanguageModel, tokens: Sequence[int]) -> None:
-    """Puts label rows for `tokens` into the model's head, where there are none yet."""
+    """Puts label rows for `tokens` into the model's head, where there are none yet. Raises InputError for other tokens."""
     head = lm.model.get_output_embeddings()
     if not isinstance(head, LabelRows):
         lm.model.set_output_embeddings(LabelRows(head, tokens))
+    elif head.tokens.tolist() != list(tokens):
+        raise InputError(
+            f"The model has label rows for {len(head.tokens)} tokens, and {len(tokens)} are to be moved, which are others:"
+            " stages of a chain that move the head must read the same data. Give them the same n_train, shots and keep."
+        )
+
+
+def moves_rows(tune: str) -> bool:
+    """Whether a `tune` text names a form that moves label rows."""
+    return any(form in ("head", "features") for form, _ in forms(tune))
+
+
+def with_features(lm: LanguageModel, tokens: Sequence[int], basis: Tensor) -> None:
+    """Label rows for `tokens` along a `basis` [directions, d], beside what is added to them already."""
+    before = lm.model.get_output_embeddings()
+    if isinstance(before, LabelRows):
+        with_rows(lm, tokens)  # the same tokens?
+    base = before.added(before.rows.data) if isinstance(before, LabelRows) else None
+    head = before.head if isinstance(before, LabelRows) else before
+    lm.model.set_output_embeddings(LabelRows(head, tokens, basis, base))
+
+
+def without_rows(lm: LanguageModel) -> None:
+    """Takes label rows out of the model's head."""
+    head = lm.model.get_output_embeddings()
+    if isinstance(head, LabelRows):
+        lm.model.set_output_embeddings(head.head)
+
+
+def plain_names(lm: LanguageModel, names: Iterable[str]) -> dict[str, str]:
+    """What the model without label rows and LoRA's wrappers calls its parameters `names`; adapters and rows are left out."""
+    head = next(n for n, m in lm.model.named_modules() if m is lm.head)
+    kept = (n for n in names if n != f"{head}.rows" and ".lora_" not in n and not n.startswith("prompt_encoder."))
+    return {n: n.replace(f"{head}.head.", f"{head}.").replace(".base_layer.", ".") for n in kept}
 
 
 def select(lm: LanguageModel, tune: str, tokens: Sequence[int]) -> Subset:
@@ -113,6 +166,9 @@ def select(lm: LanguageModel, tune: str, tokens: Sequence[int]) -> Subset:
             case "head":
                 assert where is not None
                 chosen |= {n for n in names if n.startswith(where.norm_name + ".") or n == where.head_name + ".rows"}
+            case "features":
+                assert where is not None and isinstance(lm.head, LabelRows) and lm.head.basis is not None
+                chosen.add(where.head_name + ".rows")
             case "layers":
                 assert where is not None
                 chosen |= set(_layers(spec, where, names))
@@ -138,7 +194,10 @@ def _subset(lm: LanguageModel, names: tuple[str, ...], where: Anatomy | None) ->
         values = parameters[n].data
         if where is not None and n == where.head_name + ".rows":
             head = lm.model.get_output_embeddings()
-            values = head.weight[head.tokens]
+            if head.basis is not None:
+                gains[n] = 1.0  # nats, by the basis
+                continue
+            values = head.weight[head.tokens] + head.rows if head.sized else head.weight[head.tokens]
         gains[n] = root_mean_square(values) if bool(values.any()) else ZERO_GAIN
     cut = max(0, min(where.level(n) for n in names)) if where is not None else 0
     return Subset(names, gains, cut)
@@ -156,7 +215,7 @@ def merged_head(lm: LanguageModel) -> None:
         return
     plain = nn.Linear(head.weight.shape[1], head.weight.shape[0], bias=getattr(head.head, "bias", None) is not None)
     plain.to(device=head.weight.device, dtype=head.weight.dtype).requires_grad_(False)
-    plain.weight.copy_(head.weight.index_add(0, head.tokens, head.rows))
+    plain.weight.copy_(head.weight.index_add(0, head.tokens, head.added(head.rows.data)))
     if plain.bias is not None:
         plain.bias.copy_(head.head.bias)  # type: ignore[arg-type]
     lm.model.config.get_text_config().tie_word_embeddings = False

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from zo_objectives.compare import plan_runs
-from zo_objectives.config import RunConfig, Settings, merge, named, nested, parse_set
+from zo_objectives.compare import plan_runs, run_folder
+from zo_objectives.config import RunConfig, Settings, merge, named, nested, parse_set, stages
 from zo_objectives.errors import InputError
 from zo_objectives.language.tasks import TaskSpec, load_task
 from zo_objectives.results import make_folder, write_atomically
@@ -142,13 +142,18 @@ def plan_sweep(
     masked: bool,
     budget: int | None = None,
 ) -> list[Point]:
-    """Every run of a sweep, validated; `grid` None is the paper's. The user's settings win over what a grid fixes."""
+    """Every run of a sweep, validated; `grid` None is the paper's. The user's settings win over what a grid fixes.
+
+    In a chain, a grid and what it fixes are of the last stage; those before it are the same at every point.
+    """
     include = Path(settings["include_path"]) if settings.get("include_path") else None
     points = []
     for task in tasks:
         spec: TaskSpec = load_task(task, include)[0]
         for method in methods:
             own, fixed = (grid, {}) if grid is not None else paper_grid(method, spec.task, masked, settings.get("shots"))
+            chain = len(stages(method)) > 1
+            plain = plan_runs([task], [method], seeds, settings, budget=budget, demo=False).configs if chain else ()
             for values in product(*own.values()):
                 chosen = dict(zip(own, values, strict=True))
                 given = merge(fixed, settings)
@@ -157,8 +162,14 @@ def plan_sweep(
                 plan = plan_runs([task], [method], seeds, given, budget=budget, demo=False)
                 if not plan.configs:
                     raise InputError(f"{plan.notes[0]}")
-                points += [Point(task, method, chosen, config) for config in plan.configs]
+                configs = [_beginning_as(config, plain) for config in plan.configs]
+                points += [Point(task, method, chosen, config) for config in configs]
     return points
+
+
+def _beginning_as(config: RunConfig, plain: Sequence[RunConfig]) -> RunConfig:
+    """A run of a chain that begins as the one of its seed among `plain` does."""
+    return next((config.model_copy(update={"before": p.before}) for p in plain if p.seed == config.seed), config)
 
 
 def run_sweep(points: Sequence[Point], output: Path, *, show: bool, say: Callable[[str], None]) -> Path:
@@ -169,9 +180,9 @@ def run_sweep(points: Sequence[Point], output: Path, *, show: bool, say: Callabl
     path = output / "sweep.csv"
     for point in points:
         done = (output / point.folder / "results.csv").exists()
-        if not done and (bench is None or not bench.serves(point.config)):
-            bench = Workbench.open(point.config)
-        folder = execute(point.config, output / point.folder, bench=bench, show=show)
+        if not done:
+            bench = (bench.fitted(point.config) if bench else None) or Workbench.open(point.config)
+        folder = execute(point.config, output / point.folder, bench=bench, show=show, earlier=_shared)
         rows.append(_row(point, pd.read_csv(folder / "results.csv")))
         write_atomically(path, table(rows).to_csv(index=False))
         last = rows[-1]
@@ -180,6 +191,11 @@ def run_sweep(points: Sequence[Point], output: Path, *, show: bool, say: Callabl
             f" {last['validation']:.3f}, test {last['test']:.3f}{' (was there)' if done else ''}"
         )
     return path
+
+
+def _shared(before: RunConfig, folder: Path) -> Path:
+    """The run that all points of a chain and seed begin with, beside theirs."""
+    return folder.parent / Path(run_folder(before)).name
 
 
 def _row(point: Point, results: pd.DataFrame) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Tail:
     def __init__(self, lm: LanguageModel, trunk: Trunk, names: Sequence[str]) -> None:
         head, where = lm.model.get_output_embeddings(), trunk.where
         self.plain: nn.Module = head.head if isinstance(head, LabelRows) else head
-        self.rows: Tensor | None = head.rows if isinstance(head, LabelRows) else None
+        self.labels = head if isinstance(head, LabelRows) else None
         self.tokens: Ints = head.tokens.cpu().numpy() if isinstance(head, LabelRows) else np.zeros(0, dtype=np.int64)
         self.rows_name = f"{where.head_name}.rows"
         self.norm = Norm(where.norm)
@@ -81,7 +81,7 @@ class Tail:
         """Float32 logits [members, sites, vocabulary]."""
         states = normed.full.to(self.weight.dtype)
         logits = nn.functional.linear(states, self.weight, self.bias).float()
-        if self.rows is None:
+        if self.labels is None:
             return logits
         added = torch.matmul(states.float(), self._rows(stacked).transpose(-1, -2))
         return logits.index_add_(-1, torch.from_numpy(self.tokens).to(logits.device), added)
@@ -93,7 +93,7 @@ class Tail:
         """
         chosen = torch.from_numpy(columns).to(self.weight.device)
         heads = self.weight[chosen].float().repeat(len(normed.gain), 1, 1)  # [members, columns, d]
-        if self.rows is not None:
+        if self.labels is not None:
             own = np.flatnonzero(np.isin(self.tokens, columns))
             at = np.searchsorted(columns, self.tokens[own])
             rows = self._rows(stacked)[..., torch.from_numpy(own).to(heads.device), :]
@@ -105,10 +105,10 @@ class Tail:
         return torch.einsum(f"mcd,{states}->mcs", heads * normed.gain[:, None], normed.states) + constant[..., None]
 
     def _rows(self, stacked: Stacked) -> Tensor:
-        """The label rows in float32, [members, tokens, d], or [tokens, d] where they are not tuned."""
-        assert self.rows is not None
-        rows = stacked.get(self.rows_name, self.rows)
-        return rows.to(self.rows.dtype).float()
+        """What is added to the label rows, in float32, [members, tokens, d], or [tokens, d] where they are not tuned."""
+        assert self.labels is not None
+        rows = stacked.get(self.rows_name, self.labels.rows)
+        return self.labels.added(rows.to(self.labels.rows.dtype)).float()
 
 
 class Sites:

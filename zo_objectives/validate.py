@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from zo_objectives.config import make_config, method_settings, task_settings
 from zo_objectives.errors import InputError, RunError
 from zo_objectives.language import data, hf, objectives
 from zo_objectives.language.outputs import Example
@@ -19,7 +20,8 @@ def validate(name: str, lm: hf.LanguageModel, data_dir: Path | None, include_pat
         path = find_task(name, include_path)
         spec = read_task(path)
         yield f"{spec.task}: {path.name} is well formed", True
-        rows = data.load_rows(spec, data_dir)
+        settings = make_config({**method_settings(task_settings(spec), "zo"), "task": spec.task})
+        rows = data.load_rows(spec, data_dir, keep=settings.keep)
         splits = data.examples_of(data.Form(spec, lm.mask, blank=True), rows)
         sizes = f"{len(splits.train)} train, {len(splits.validation)} validation, {len(splits.test)} test"
         yield f"{spec.task}: {sizes} examples load and render", True

@@ -5,8 +5,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
-from zo_objectives.adapters import adapted, virtual_in
+from zo_objectives.adapters import virtual_in
 from zo_objectives.config import RunConfig
 from zo_objectives.demonstrations import Demonstrations
 from zo_objectives.errors import InputError
@@ -16,12 +17,16 @@ from zo_objectives.language.outputs import Example
 from zo_objectives.language.sheets import Reader
 from zo_objectives.language.tasks import TaskSpec, load_task
 from zo_objectives.scoring import Indices, Pool
+from zo_objectives.starts import Start, begun
+from zo_objectives.subsets import without_rows
 from zo_objectives.tail import Sites
+
+SCORING = ("metric", "objective", "isolation")  # settings that say what outputs are worth
 
 
 @dataclass
 class Workbench:
-    """A loaded model, a task's examples, and what was computed of them: shared by runs that begin at the same base.
+    """A loaded model, a task's examples, and what was computed of them: shared by runs on the same base.
 
     A run that changes more than the tail asks for a fresh model afterwards; tokenised examples stay.
     """
@@ -35,8 +40,11 @@ class Workbench:
     own: Objective | None = None  # an objective given from Python
     notes: list[str] = field(default_factory=list)  # what a reader of the results should know of the data
     seeded: bool = False  # examples depend on the seed
-    sites: Sites | None = None
+    sites: Sites | None = None  # hidden states below the final norm, of the base
+    bases: dict[int, Tensor] = field(default_factory=dict)  # of features of the base, by their number of directions
     stale: bool = False
+    at_base: bool = True  # what the head sees is what it sees in the base
+    replaced: dict[str, Tensor] | None = None  # by a start that the base's `sites` serve as well; None: by another one
 
     @classmethod
     def open(cls, config: RunConfig, own: Objective | None = None) -> "Workbench":
@@ -45,7 +53,7 @@ class Workbench:
         spec, path = load_task(config.task, include)
         lm = hf.load(config.model, dtype=config.dtype, device=config.device)
         form = data.Form(spec, lm.mask, blank=config.scoring == "calibrated")
-        sizes = data.Sizes(config.n_train, config.n_validation, config.n_test, config.shots)
+        sizes = data.Sizes(config.n_train, config.n_validation, config.n_test, config.shots, config.keep)
         splits = data.load(form, Path(config.data_dir) if config.data_dir else None, sizes, config.seed)
         notes = [f"{splits.leaks} examples stand in two splits, and were kept in the later one."] if splits.leaks else []
         if config.long_prompts != "error":
@@ -73,21 +81,49 @@ class Workbench:
 
     def serves(self, config: RunConfig) -> bool:
         """Whether a run with `config` may use this bench."""
-        reading = ("n_train", "n_validation", "n_test", "shots", "demonstrations", "scoring", "long_prompts", "temperature")
-        shared = ("task", "include_path", "model", "data_dir", "dtype", "device", "objective", "isolation", *reading)
+        sizes = ("n_train", "n_validation", "n_test", "shots", "keep")
+        reading = (*sizes, "demonstrations", "scoring", "long_prompts", "temperature")
+        shared = ("task", "include_path", "model", "data_dir", "dtype", "device", *SCORING, *reading)
         same = all(getattr(self.config, name) == getattr(config, name) for name in shared)
         same = same and (config.long_prompts == "error" or virtual_in(config.tuned) == virtual_in(self.config.tuned))
         return same and (not self.seeded or config.seed == self.config.seed)
 
-    def fresh(self, tune: str = "") -> Pool:
-        """A pool on the base model with the adapters that `tune` names, its costs at zero."""
+    def fitted(self, config: RunConfig) -> "Workbench | None":
+        """This bench for a run with `config`, if only the worth of outputs differs: it takes this one's place. Or None."""
+        if self.serves(config):
+            return self
+        if not self.serves(config.model_copy(update={name: getattr(self.config, name) for name in SCORING})):
+            return None
+        bench = replace(self, config=config)
+        exact = any(metric.needs is Needs.FULL for metric in bench.metrics)
+        if exact != bench.pool.exact:
+            bench.pool = replace(bench.pool, exact=exact)
+        return bench
+
+    def fresh(self, tune: str = "", start: Start | None = None) -> Pool:
+        """A pool on the base model, or at a start, with the adapters that `tune` names, its costs at zero."""
         if self.stale:
             self.lm = hf.load(self.config.model, dtype=self.config.dtype, device=self.config.device)
-            self.sites, self.stale = None, False
-        lm = adapted(self.lm, tune) if tune else self.lm
-        self.stale = lm is not self.lm
+            self.sites, self.stale, self.bases = None, False, {}
+        without_rows(self.lm)
+        shallow = start is None or start.is_shallow(self.lm)
+        names = start.plain if start and shallow else ()
+        replaced = {name: p.clone() for name, p in self.lm.model.named_parameters() if name in names}
+        lm = begun(self.lm, start, tune)
+        self.stale = start is not None or lm is not self.lm
+        self.at_base = lm is self.lm and not (start and start.plain)
+        self.replaced = replaced if shallow and lm is self.lm else None
+        if not shallow:
+            self.sites = None
         self.pool = self.pool.renewed(lm)
         return self.pool
+
+    def give_back(self) -> None:
+        """The base is as it was, but for label rows, once the weights are at the start again. For shallow starts only."""
+        parameters = dict(self.lm.model.named_parameters())
+        for name, values in (self.replaced or {}).items():
+            parameters[name].data.copy_(values)
+        self.stale = False
 
     @property
     def train(self) -> Indices:
@@ -103,9 +139,10 @@ class Workbench:
 
     @cached_property
     def metrics(self) -> list[Objective]:
-        """What is reported, the headline first: the user's objective, then the task's metrics."""
+        """What is reported, the headline first: the metric that counts, the user's objective, then the task's metrics."""
         of_task = self.spec.metrics or (self.spec.zo.objective or "accuracy",)
-        given = [self.own] if self.own else [objectives.resolve(self.config.objective)] if self.config.objective else []
+        climbed = [self.own] if self.own else [objectives.resolve(self.config.objective)] if self.config.objective else []
+        given = [*([objectives.resolve(self.config.metric)] if self.config.metric else []), *climbed]
         named = {o.name: o for o in (*given, *(objectives.resolve(name, self.folder) for name in of_task))}
         return [self._apart(objective) for objective in named.values()]
 
@@ -113,9 +150,14 @@ class Workbench:
         """What a zeroth-order run of `config` climbs."""
         if config.method == "mezo-ce":
             return BUILTIN["cross_entropy"]
-        if self.own is not None or config.objective is not None or not self.spec.zo.objective:
+        if self.own is not None:
+            wanted = self.own
+        elif config.objective is not None:
+            wanted = objectives.resolve(config.objective)
+        elif self.spec.zo.objective:
+            wanted = objectives.resolve(self.spec.zo.objective, self.folder)
+        else:
             return self.metrics[0]
-        wanted = objectives.resolve(self.spec.zo.objective, self.folder)
         return next((m for m in self.metrics if m.name == wanted.name), wanted)
 
     def _apart(self, objective: Objective) -> Objective:
