@@ -277,7 +277,7 @@ def argsort_ranks(scores: Floats) -> Floats:
 class ForgottenBaseline(OnePoint):
     """Remembers nothing and says so nowhere."""
 
-    def remember(self, scores: Sequence[float]) -> tuple[float, ...]:
+    def remember(self, scores: Sequence[float], t: int = 0, memory: estimators.Memory = ()) -> tuple[float, ...]:
         return (0.0,)
 
 
@@ -292,7 +292,7 @@ class MirrorlessSpsa(Spsa):
 class FreshKeys(Spsa):
     """Steps along directions that were not probed."""
 
-    def probes(self, key: int, t: int = 0) -> tuple[Probe, ...]:
+    def probes(self, key: int, t: int = 0, memory: estimators.Memory = ()) -> tuple[Probe, ...]:
         return super().probes(key + 1, t)
 
 

@@ -24,6 +24,7 @@ SEARCH = {
     "geometry": "errors keys noise",
     "shaping": "errors",
     "estimators": "errors keys shaping",
+    "pace": "estimators shaping",
     "schedules": "errors",
     "rules": "errors schedules",
     "tuned": "errors geometry",
@@ -95,8 +96,8 @@ BRIDGE = {
     "crew": "config errors run workbench",
     "study": "crew errors results run study_file study_page study_plan study_runs study_tables",
     "study_file": "config errors",
-    "study_plan": "compare config errors objectives study_file sweep tasks",
-    "study_runs": "run sources study_file study_plan verdict",
+    "study_plan": "compare config errors hf objectives study_file sweep tasks",
+    "study_runs": "run selection sources study_file study_plan verdict",
     "study_tables": "results study_runs verdict",
     "study_page": "charts results study_runs study_tables verdict",
     "probing": "errors objectives outputs passes scoring sheet",
@@ -116,12 +117,12 @@ BRIDGE = {
     "config": "errors tasks",
     "bench": "bench_language bench_search charts errors results timing",
     "building": (
-        "adaptive batched config draws errors estimators features geometry hf journal keys layers losses noise results "
-        "rules scoring shaping stores subsets weights workbench"
+        "adaptive batched config draws errors estimators features geometry hf journal keys layers losses noise pace "
+        "results rules scoring shaping stores subsets weights workbench"
     ),
     "run": (
-        "adapters baselines building config errors estimators examine failures handover journal loop objectives outputs "
-        "predictions results scoring selection starts weights workbench"
+        "adapters baselines building config errors estimators examine failures handover journal loop objectives "
+        "outputs pace predictions results scoring selection settling starts weights workbench"
     ),
     "certainty": "culprits errors metrics objective objectives outputs",
     "selection": "certainty config errors objectives outputs results",
@@ -134,9 +135,14 @@ BRIDGE = {
     ),
     "grpo_trainer": "config hf",
     "best_of": "building config errors estimators failures keys results run scoring starts weights",
+    "plateau": "",
+    "outcomes": "objectives plateau",
+    "survey": "building config errors estimators keys objectives outcomes outputs plateau scoring workbench",
+    "settling": "building config errors results scoring survey",
+    "survey_table": "config errors plateau results survey",
     "predictions": "objectives outputs",
     "replay": "adapters building config errors features handover hf journal results selection starts subsets weights",
-    "compare": "config errors report results run starts tasks workbench",
+    "compare": "config errors report results run selection starts tasks workbench",
     "validate": "config data errors hf objectives outputs prepare sheets tasks",
     "batched": "estimators generation members outputs overlay passes scoring sheet trunk weights",
     "bench_language": (
@@ -158,7 +164,7 @@ BRIDGE = {
     "api": "compare config objectives replay run tasks workbench",
     "cli": (
         "bench compare config errors hf listing memory memory_table replay report results run sources standings "
-        "study study_file study_plan study_tables sweep tasks timing validate"
+        "study study_file study_plan study_tables survey_table sweep tasks timing validate"
     ),
     "__main__": "cli",
     "__init__": (
@@ -184,6 +190,8 @@ LIBRARIES = {  # beside the standard library; at module level, and inside functi
     "texts": ("", "sacrebleu"),
     "evaluating": ("", "evaluate"),
     "prompts": ("jinja2", ""),
+    **{name: ("numpy", "") for name in ("plateau", "outcomes")},
+    "survey": ("numpy", "pandas"),
     **{name: ("pydantic", "") for name in ("filters", "spec")},
     "tasks": ("pydantic yaml", ""),
     "data": ("numpy", "datasets"),

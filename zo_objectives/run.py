@@ -293,7 +293,7 @@ class Run:
         """Result rows of what is kept, of the best step or the start, which said `before` on test, `begun` on validation."""
         if (best := history.best) is None:
             raise RunError("The objective failed whenever validation was looked at, so that no step can be chosen. Mend it.")
-        step = self.settled(search, history, best, begun, looks)
+        step = self.keep(search, history, best, begun, looks)
         spent = spent_so_far(pool)
         rows, after = self.measure(
             search.evaluation.scorer,
@@ -307,7 +307,7 @@ class Run:
         self.save_predictions(before, after)
         return rows
 
-    def settled(self, search: Search, history: History, best: HistoryRow, begun: Outputs, looks: int) -> int:
+    def keep(self, search: Search, history: History, best: HistoryRow, begun: Outputs, looks: int) -> int:
         """The step that is kept; its weights are put in, and are the best ones from now on."""
         steps, found = history.rows[-1].step, selection.read(self.output)
         search.weights.load(load_file(self.output / BEST))

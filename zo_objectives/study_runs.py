@@ -149,13 +149,16 @@ def _with_tuning(table: pd.DataFrame, tuning: pd.DataFrame) -> pd.DataFrame:
 def _notes(cell: CellPlan, study: Study) -> Iterator[str]:
     """What a reader of a cell's row should know: what could not be made, what is missing, what its runs say.
 
-    What all of them say is said of the cell. Nothing is of a cell of which nothing was run.
+    What all of them say is said of the cell.
     """
     said = dict(_said(cell, study))
     shared = set.intersection(*map(set, said.values())) if said else set()
     yield from (f"{cell.name}: {line}" for line in sorted(shared))
     started = any(job.folder.exists() for trial in cell.trials for spot in trial.spots for job in spot.jobs.values())
-    for trial in cell.trials if started else ():
+    if not started:
+        yield f"{cell.name}: nothing was run."
+        return
+    for trial in cell.trials:
         if trial.unfit:
             yield f"{cell.name}: {trial.name} left out. {trial.unfit}"
             continue

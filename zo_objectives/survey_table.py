@@ -14,6 +14,7 @@ from zo_objectives.plateau import Recommendation, pairs_for
 from zo_objectives.results import console
 from zo_objectives.survey import Row, Survey, defaults, prepared, survey
 
+MEANT = {"estimator": "spsa", "shaping": "unit", "growth": "constant", "settle": "given"}  # what is recommended is for these
 EVERY = 4  # from one batch that is shown to the next, at least; the file has all
 COLUMNS = ("scale", "drop", "corr", "p", "B*", "batch", "ties seen", "predicted", "signal", "cosine", "")
 LEGEND = (
@@ -123,7 +124,7 @@ def command(task: str, options: Mapping[str, object], given: Sequence[str], foun
 
     Settings that a file has for the task or the method are overridden where they are.
     """
-    now, wanted = settle(given, None), found._asdict() | {"estimator": "spsa", "shaping": "unit", "growth": "constant"}
+    now, wanted = settle(given, None), found._asdict() | MEANT
     named = ("scale", "batch", "directions", "learning_rate")
     changed = {k: v for k, v in wanted.items() if k in named or (k != "steps" and getattr(now, k) != v)}
     kept = [text for text in given if not set(parse_set([text])) & set(wanted)]
