@@ -13,7 +13,7 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 all-tests: $(READY)
 	$(BIN)/python -m pytest -m "not gpu"
@@ -33,7 +33,7 @@ bench-gpu: $(READY)
 # The metric against the loss (reports/metric): DATA holds <task>/{train,validation,test}.jsonl, MODELS the folder TinyStories-656K.
 DATA ?= DATA
 MODELS ?= MODELS
-STUDY = for part in study ways text; do $(BIN)/zo-objectives study reports/metric/$$part.yaml --data-dir $(DATA) --models $(MODELS) \
+STUDY = for part in study ways polish text; do $(BIN)/zo-objectives study reports/metric/$$part.yaml --data-dir $(DATA) --models $(MODELS) \
 	--include-path reports/metric/tasks --output zo-metric/$$part $(1) || exit; done
 
 metric: $(READY)
@@ -46,7 +46,7 @@ $(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		pytest hypothesis ruff mypy pandas-stubs types-PyYAML types-tqdm hatchling editables
+		pytest pytest-xdist hypothesis ruff mypy pandas-stubs types-PyYAML types-tqdm hatchling editables
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--no-build-isolation --editable ".[peft,text,grpo]"
 	touch $@

@@ -28,6 +28,7 @@ from zo_objectives.plateau import (
     Recommendation,
     Said,
     closed_ties,
+    correlations,
     doubt,
     flips,
     level,
@@ -53,6 +54,8 @@ ADVICE = (
     " objective (--objective expected_accuracy, --method mezo-ce, or mezo-ce+zo to go on from there), or a better prompt or"
     " label words."
 )
+
+SLOW = "Expect a slow climb; a larger --tune, more training examples or a smooth objective may help."
 
 
 @dataclass(frozen=True)
@@ -158,10 +161,11 @@ def survey(
 def _rows(
     outcomes: Outcomes, said: Said, at: Level, sizes: Sequence[int], numbers: int, rng: np.random.Generator
 ) -> Iterator[Row]:
-    right = np.concatenate([said.plus, said.minus])
-    formula = bool(np.isin(right, (0.0, 1.0)).all())
+    first = slice(0, (len(said.centre) + 1) // 2)
+    plus, minus, centre = said.plus[:, first], said.minus[:, first], float(said.centre[first].mean())
+    formula, rho = np.isin([plus, minus], (0.0, 1.0)).all(), float(correlations(plus, minus).mean())
     for batch in sizes:
-        closed = closed_ties(said.rest, at.correlation, batch) if formula else float("nan")
+        closed = closed_ties(centre, rho, batch) if formula else float("nan")
         yield Row(at.scale, batch, *outcomes.ties(batch, rng), closed, at, numbers)
 
 
@@ -233,13 +237,17 @@ def judged(
     row = next((r for r in rows if (r.scale, r.batch) == (scale, batch)), None)
     at = next(one for one in levels if one.scale == scale)
     tied = row.ties_predicted if row is not None else 0.0
+    if at.signal == 0:
+        seen = (
+            f"Pairs differ by more than chance (p = {doubt(levels):.2g}), but how much of it is signal is lost in the noise."
+        )
+        return "weak", f"{seen} {SLOW}"
     weak = at.quality(batch) < 0.5 or tied > 0.5
     told = (
         f"At scale {scale:g} and batch {batch}, {at.quality(batch):.0%} of what a pair says is signal and {tied:.0%} of"
         f" pairs tie; noise and signal are level at a batch of {at.par:.0f}."
     )
-    more = " Expect a slow climb; a larger --tune, more training examples or a smooth objective may help." if weak else ""
-    return "weak" if weak else "signal", told + more
+    return ("weak", f"{told} {SLOW}") if weak else ("signal", told)
 
 
 def _silence(levels: Sequence[Level], examples: int) -> str:
