@@ -36,6 +36,7 @@ from zo_objectives.search.geometry import (
 )
 from zo_objectives.search.layers import Modified, by_layer
 from zo_objectives.search.noise import Law
+from zo_objectives.search.pace import Paced
 from zo_objectives.search.rules import UpdateRule
 from zo_objectives.search.schedules import SCHEDULES, constant, linear, warmed_up
 from zo_objectives.search.shaping import SHAPINGS, SLOPES, Floats, Shaping
@@ -82,6 +83,8 @@ UNBIASED: dict[str, Estimator] = {
     "es, centred": Es(0.01, 4, shaping.centred),
     "es, growing": Es(0.01, estimators.growing(5, 1000, first=2)),
     "clipped, loosely": Clipped(Spsa(0.01, 2), 1e9),
+    "paced": Paced(Spsa(0.01, 2), 3),
+    "paced one-sided, clipped loosely": Clipped(Paced(OneSided(0.01, 2)), 1e9),
     "round-robin": RoundRobin(Spsa(0.01, 2), 2),
     "round-robin one-sided, clipped loosely": Clipped(RoundRobin(OneSided(0.01, 2), 2), 1e9),
 }
@@ -91,6 +94,7 @@ UPHILL: dict[str, Estimator] = {
     **{f"es, {n}": Es(0.1, 5, s) for n, s in SHAPINGS.items() if n not in SLOPES},
     "one-point, unit": OnePoint(0.1, shaping.unit),
     "clipped": Clipped(Spsa(0.1, 3), 0.5),
+    "paced": Paced(Spsa(0.1, 3, shaping.unit), 3),
 }
 RATE = warmed_up(linear(0.02, 50), 3)
 RULES: dict[str, UpdateRule] = {
@@ -367,4 +371,6 @@ def test_a_rule_that_needs_signs_says_so() -> None:
 
 def test_everything_listed_is_here() -> None:
     assert set(rules.RULES) <= set(RULES) and set(SCHEDULES) == {"constant", "linear", "cosine"}
-    assert {type(e) for e in (*UNBIASED.values(), *UPHILL.values())} == {Spsa, OneSided, OnePoint, Es, Clipped, RoundRobin}
+    assert {type(e) for e in (*UNBIASED.values(), *UPHILL.values())} == {
+        *(Spsa, OneSided, OnePoint, Es, Clipped, RoundRobin, Paced)
+    }

@@ -168,7 +168,8 @@ BRIDGE = {
     ),
     "__main__": "cli",
     "__init__": (
-        "adaptive api errors estimators geometry journal layers loop members noise objectives rules schedules tuned weights"
+        "adaptive api errors estimators geometry journal layers loop members noise objectives pace rules schedules "
+        "tuned weights"
     ),
 }
 TABLE = {name: set(edges.split()) for side in (SEARCH, LANGUAGE, BRIDGE) for name, edges in side.items()}

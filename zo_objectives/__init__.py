@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from zo_objectives.search.members import distributed as distributed
     from zo_objectives.search.members import sequential as sequential
     from zo_objectives.search.noise import Law as Law
+    from zo_objectives.search.pace import Paced as Paced
     from zo_objectives.search.rules import adam as adam
     from zo_objectives.search.rules import adam_of_signs as adam_of_signs
     from zo_objectives.search.rules import anchored as anchored
@@ -114,6 +115,7 @@ _WHERE = {
     "search.loop": ("climb",),
     "search.members": ("batched", "distributed", "sequential"),
     "search.noise": ("Law",),
+    "search.pace": ("Paced",),
     "search.rules": (
         "adam",
         "adam_of_signs",

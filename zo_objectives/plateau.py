@@ -157,8 +157,8 @@ class Level:
 
     @property
     def bends(self) -> bool:
-        """Whether more is lost one scale away than is gained or lost along a direction."""
-        return self.loss > BEND * math.sqrt(self.signal) / 2
+        """Whether more is lost one scale away than a direction gains or loses, by more than two standard errors."""
+        return self.drop - 2 * self.error > BEND * math.sqrt(self.signal) / 2
 
     def slope(self, batch: int, pairs: int) -> float:
         """The gain of a step of one scale along the estimate, if nothing curved."""
