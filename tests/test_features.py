@@ -358,6 +358,14 @@ def test_members_in_one_batch_say_what_they_say_one_after_another(family: str, t
 # Runs
 
 
+def test_most_of_the_states_is_their_mean() -> None:
+    """Why features: of the embedded model's states the mean holds more than nine tenths of the square."""
+    bench = Workbench.open(make_config({"task": "reviews", "n_train": 200, "n_validation": 20, "n_test": 20}))
+    states = states_of(bench.fresh(), bench.train)
+    share = float((states.mean(0) ** 2).sum() / (states**2).sum(1).mean())
+    assert 0.9 < share < 1.0
+
+
 def config(method: str = "zo:features", **given: Any) -> RunConfig:
     """A run as a comparison makes it."""
     task = load_task(given.get("task", "reviews"), Path(given["include_path"]) if "include_path" in given else None)[0]

@@ -73,3 +73,17 @@ def test_stages_of_a_chain_are_settled_apart(tmp_path: Path) -> None:
     assert search_seed(chain) != search_seed(chain.before or chain)
     folder = execute(chain, tmp_path / "chain", show=False)
     assert (folder / SETTLED).exists() and (folder / "before" / SETTLED).exists()
+
+
+def test_a_run_that_everything_ties_in_stops_and_says_so_and_stays_stopped(tmp_path: Path) -> None:
+    """Sixteen steps out to the farthest scale, and thirty in a row without a word; a batch is all of train already."""
+    wanted = config(steps=120, tune="head", settle="given", pace="ties", batch=512, directions=1)
+    bench = Workbench.open(wanted, _flat())
+    folder = execute(wanted, tmp_path / "flat", bench=bench, show=False)
+    assert read_history(folder / "history.csv")[-1].step == 16 + 30
+    told = (folder / NOTES).read_text()
+    assert "stopped at step 46 of 120: all pairs tied for 30 steps, though probes went 16 times as far" in told
+    assert "bit for bit" in verify(folder)
+    (folder / "results.csv").unlink()
+    execute(wanted, folder, bench=bench, show=False)
+    assert read_history(folder / "history.csv")[-1].step == 46

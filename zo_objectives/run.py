@@ -40,7 +40,7 @@ from zo_objectives.search import journal
 from zo_objectives.search.estimators import Evaluator, Probe, tie_rate
 from zo_objectives.search.journal import Journal, memory_of
 from zo_objectives.search.loop import climb
-from zo_objectives.search.pace import State, state_of
+from zo_objectives.search.pace import PATIENCE, State, state_of
 from zo_objectives.search.weights import Realised
 from zo_objectives.selection import Look, Selection
 from zo_objectives.settling import settled
@@ -48,7 +48,7 @@ from zo_objectives.starts import BEST, FIRST, Start
 from zo_objectives.workbench import Workbench
 
 FLAT = (
-    "It stopped at step {done} of {steps}: all pairs tied for 30 steps, though probes went 16 times as far"
+    "It stopped at step {done} of {steps}: all pairs tied for {patience} steps, though probes went {width:g} times as far"
     " and batches were of {batch} or all examples. The objective is flat here. `zo-objectives probe` says at what scale it"
     " is not; `mezo-ce+zo` comes to it by way of the loss; expected_accuracy and its like are never flat."
 )
@@ -260,7 +260,13 @@ class Run:
                     clock.start()
             if self.pace.hopeless:
                 self.notes.append(
-                    FLAT.format(done=history.rows[-1].step, steps=config.steps, batch=config.batch * self.pace.growth)
+                    FLAT.format(
+                        done=history.rows[-1].step,
+                        steps=config.steps,
+                        patience=PATIENCE,
+                        width=self.pace.width,
+                        batch=config.batch * self.pace.growth,
+                    )
                 )
         self.note_start(history.rows[0].validation)
         if (left_out := skipping.note(config.steps)) is not None:
