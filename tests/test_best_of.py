@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from zo_objectives.best_of import FINALISTS, Round, halving, plan, probes, rounds
 from zo_objectives.building import build_search
-from zo_objectives.config import RunConfig, make_config, method_settings
+from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError, RunError
 from zo_objectives.language.objectives import from_callable
+from zo_objectives.methods import method_settings
 from zo_objectives.replay import restore
 from zo_objectives.results import read_history
 from zo_objectives.run import NOTES, execute

@@ -16,17 +16,19 @@ from safetensors.torch import load_file
 
 from tests.objective_batches import generated, graded, labelled
 from zo_objectives import selection
+from zo_objectives.active_run import Run
 from zo_objectives.certainty import RESAMPLES, Uncertain, confidence, gain, unrepeatable, view_of
-from zo_objectives.config import RunConfig, make_config, method_settings
+from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError
 from zo_objectives.language.culprits import take
 from zo_objectives.language.isolation import Isolation, isolated
 from zo_objectives.language.objective import Objective, from_samples
 from zo_objectives.language.objectives import from_callable, product, resolve, weighted
 from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs, joined
+from zo_objectives.methods import method_settings
 from zo_objectives.replay import export, restore, verify
 from zo_objectives.results import read_history
-from zo_objectives.run import NOTES, Run, execute
+from zo_objectives.run import NOTES, execute
 from zo_objectives.selection import SELECTION, Look, Selection, select
 from zo_objectives.starts import BEST, FIRST
 from zo_objectives.workbench import Workbench

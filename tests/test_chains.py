@@ -17,29 +17,20 @@ from safetensors.torch import load_file
 from small import FIXED
 
 from zo_objectives import baselines, handover, starts, subsets
+from zo_objectives.active_run import Run
 from zo_objectives.api import tune
 from zo_objectives.building import search_seed
 from zo_objectives.compare import plan_runs, run_folder, run_plan, with_budget
-from zo_objectives.config import (
-    METHODS,
-    RunConfig,
-    dump,
-    identity,
-    in_all_stages,
-    make_config,
-    merge,
-    method_settings,
-    named,
-    read_config,
-    stages,
-    task_settings,
-)
+from zo_objectives.config import RunConfig, make_config
+from zo_objectives.config_files import dump, identity, read_config
 from zo_objectives.errors import InputError
 from zo_objectives.families import families, family, forward_only, group, rank, told
 from zo_objectives.language.tasks import load_task
+from zo_objectives.methods import METHODS, in_all_stages, method_settings, named, stages
 from zo_objectives.replay import export, restore, verify
 from zo_objectives.results import read_history
-from zo_objectives.run import Run, execute
+from zo_objectives.run import execute
+from zo_objectives.settings import merge, task_settings
 from zo_objectives.starts import BEST, START, Start, start_of
 from zo_objectives.sweep import plan_sweep, run_sweep
 from zo_objectives.workbench import Workbench

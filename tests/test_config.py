@@ -7,22 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zo_objectives.config import (
-    METHODS,
-    RunConfig,
-    dump,
-    for_task,
-    make_config,
-    merge,
-    method_settings,
-    named,
-    parse_set,
-    read_config,
-    read_settings,
-    task_settings,
-)
+from zo_objectives.config import RunConfig, make_config
+from zo_objectives.config_files import dump, read_config
 from zo_objectives.errors import InputError
 from zo_objectives.language.tasks import TaskSpec
+from zo_objectives.methods import METHODS, method_settings, named
+from zo_objectives.settings import for_task, merge, parse_set, read_settings, task_settings
 
 VALUES = st.recursive(st.integers(0, 3), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3))
 TREES = st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3)

@@ -12,12 +12,14 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 from zo_objectives.cli import app
-from zo_objectives.config import make_config, parse_set, read_config, task_settings
+from zo_objectives.config import make_config
+from zo_objectives.config_files import read_config
 from zo_objectives.errors import InputError
 from zo_objectives.language import data
 from zo_objectives.language.recut import WHOLE, position, recut
 from zo_objectives.language.tasks import TaskSpec, find_task, read_task
 from zo_objectives.run import execute
+from zo_objectives.settings import parse_set, task_settings
 from zo_objectives.workbench import Workbench
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"

@@ -148,7 +148,7 @@ def test_what_always_fails_is_not_skipped_for_ever(tmp_path: Path, monkeypatch: 
 
 
 def test_a_run_whose_validation_always_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zo_objectives.run import Run
+    from zo_objectives.active_run import Run
 
     monkeypatch.setattr(Run, "validation", lambda self, scorer, metric: None)
     with pytest.raises(RunError, match="failed whenever validation was looked at"):

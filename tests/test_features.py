@@ -17,24 +17,27 @@ from small import FIXED
 from torch import Tensor
 
 from zo_objectives import subsets
+from zo_objectives.active_run import Run
 from zo_objectives.batched import BatchedScorer
 from zo_objectives.cli import main
-from zo_objectives.config import RunConfig, make_config, merge, method_settings, stages, task_settings
+from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError
 from zo_objectives.features import BASIS, COUNT, basis_in, leading, put_features, states_of, wanted
 from zo_objectives.language import data
 from zo_objectives.language.hf import LanguageModel, encode
 from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs
 from zo_objectives.language.tasks import TaskSpec, load_task
+from zo_objectives.methods import method_settings, stages
 from zo_objectives.replay import export, restore, verify
 from zo_objectives.results import read_history
-from zo_objectives.run import Run, execute
+from zo_objectives.run import execute
 from zo_objectives.scoring import REST, ForwardScorer, Kind, Pool, TailScorer, scorer_for
 from zo_objectives.search.estimators import Probe
 from zo_objectives.search.geometry import LowRank, Scaled
 from zo_objectives.search.rules import sgd
 from zo_objectives.search.schedules import constant
 from zo_objectives.search.weights import Weights
+from zo_objectives.settings import merge, task_settings
 from zo_objectives.starts import BEST
 from zo_objectives.subsets import LabelRows
 from zo_objectives.workbench import Workbench
@@ -137,7 +140,7 @@ def test_a_text_says_how_many(tune: str, count: int) -> None:
 WRONG = {
     "features+head": "head and features both move the label rows",
     "norms+head+features:3": "head and features both move the label rows",
-    "features:0": "a number of directions, as in features:24",
+    "features:0": "a number of directions, as in features:48",
     "features:x": "a number of directions",
     "features:-1": "a number of directions",
     "features:3:q_proj": "a number of directions",

@@ -227,17 +227,21 @@ def test_what_a_masked_model_cannot_read_is_said() -> None:
 
 
 @pytest.mark.parametrize("family", tiny.MASKED)
-def test_a_masked_model_is_known_by_its_folder_and_one_without_a_head_is_refused(family: str, tmp_path: Path) -> None:
+def test_a_masked_model_is_known_by_its_folder(family: str, tmp_path: Path) -> None:
     lm = tiny.make_masked(family)
     lm.model.save_pretrained(tmp_path / "whole")
     lm.tokenizer.save_pretrained(tmp_path / "whole")
     found = hf.load(str(tmp_path / "whole"))
-    assert found.masked and found.mask == lm.mask and hf.is_masked_folder(str(tmp_path / "whole"))
+    assert found.masked and found.mask == lm.mask and hf.form_at(str(tmp_path / "whole")) is hf.Form.MASKED
     np.testing.assert_allclose(whole(masked_pool(found)), whole(masked_pool(lm)), atol=BOUND)
-    lm.model.base_model.save_pretrained(tmp_path / "headless")
-    lm.tokenizer.save_pretrained(tmp_path / "headless")
-    with pytest.raises(InputError, match="it is no causal or masked language model"):
-        hf.load(str(tmp_path / "headless"))
+
+
+def test_a_causal_model_without_a_head_is_refused(tmp_path: Path) -> None:
+    lm = tiny.make()
+    lm.model.base_model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="it is no causal or masked language model and no encoder"):
+        hf.load(str(tmp_path))
 
 
 # Prompts that are too long

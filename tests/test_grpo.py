@@ -16,14 +16,16 @@ import tiny
 import torch
 
 from zo_objectives import grpo as method
-from zo_objectives.config import RunConfig, make_config, method_settings
+from zo_objectives.active_run import Run
+from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError, Unfit
 from zo_objectives.grpo import Rollouts, meant
 from zo_objectives.language.objectives import from_callable
 from zo_objectives.language.outputs import Choices, Generations
+from zo_objectives.methods import method_settings
 from zo_objectives.replay import restore
 from zo_objectives.results import read_history
-from zo_objectives.run import NOTES, Run, execute
+from zo_objectives.run import NOTES, execute
 from zo_objectives.workbench import Workbench
 
 SMALL: dict[str, Any] = {

@@ -15,6 +15,7 @@ FOLDER = Path(zo_objectives.__file__).parent
 WHERE = {  # names are unique in the whole package
     p.stem: p for p in FOLDER.rglob("*.py") if p.name != "__init__.py" or p.parent == FOLDER
 }
+WHERE["cli"] = FOLDER / "cli" / "__init__.py"  # the one folder with something in its __init__.py: the entry point
 SEARCH = {
     "errors": "",
     "keys": "",
@@ -76,34 +77,35 @@ LANGUAGE = {
     "data": "errors outputs prepare prompts recut tasks",
     "recut": "errors prepare tasks",
     "sheet": "",
-    "hf": "errors sheet",
+    "encoder": "errors",
+    "hf": "encoder errors sheet",
     "anatomy": "errors",
     "sheets": "errors hf outputs sheet",
     "passes": "hf sheet",
     "generation": "hf passes sheet tasks",
 }
 BRIDGE = {
-    "testing": ("adaptive errors estimators examine geometry journal keys loop members objective outputs rules weights"),
+    "testing": "estimator_laws geometry_laws member_laws objective_laws rule_laws run_laws store_laws toy",
     "subsets": "adapters anatomy errors geometry hf",
     "states": "errors",
     "standings": "families sources",
     "sources": "errors families",
-    "families": "config",
+    "families": "methods",
     "draws": "errors generation objectives outputs",
     "failures": "errors estimators objectives results",
-    "sweep": "compare config errors results run tasks workbench",
+    "sweep": "compare config errors methods results run settings tasks workbench",
     "verdict": "",
     "crew": "config errors run workbench",
     "study": "crew errors results run study_file study_page study_plan study_runs study_tables",
-    "study_file": "config errors",
-    "study_plan": "compare config errors hf objectives study_file sweep tasks",
+    "study_file": "errors methods settings",
+    "study_plan": "compare config config_files errors hf objectives settings study_file sweep tasks",
     "study_runs": "run selection sources study_file study_plan verdict",
     "study_tables": "results study_runs verdict",
     "study_page": "charts results study_runs study_tables verdict",
     "probing": "errors objectives outputs passes scoring sheet",
-    "starts": "adapters anatomy config errors hf subsets",
+    "starts": "adapters anatomy config config_files encoder errors hf methods subsets",
     "features": "adapters errors generation passes results scoring sheet starts subsets workbench",
-    "handover": "adapters config errors features hf journal probing scoring starts subsets",
+    "handover": "adapters config errors features hf journal methods probing scoring starts subsets",
     "demonstrations": "data errors hf outputs sheets",
     "adapters": "errors hf",
     "norms": "",
@@ -114,36 +116,49 @@ BRIDGE = {
         "draws errors estimators generation hf objectives outputs passes readout sheet sheets subsets tail tasks "
         "trunk weights"
     ),
-    "config": "errors tasks",
+    "settings": "errors tasks",
+    "methods": "errors settings",
+    "config": "errors methods",
+    "config_files": "config errors methods settings",
     "bench": "bench_language bench_search charts errors results timing",
     "building": (
-        "adaptive batched config draws errors estimators features geometry hf journal keys layers losses noise pace "
-        "results rules scoring shaping stores subsets weights workbench"
+        "adaptive batched config config_files draws errors estimators features geometry hf journal keys layers losses noise "
+        "pace results rules scoring shaping stores subsets weights workbench"
+    ),
+    "active_run": (
+        "adapters building config errors examine objectives outputs predictions results scoring selection starts workbench"
+    ),
+    "searching": "active_run building errors estimators outputs results scoring selection starts",
+    "climbing": (
+        "active_run building estimators failures journal loop pace results scoring searching settling starts weights"
     ),
     "run": (
-        "adapters baselines building config errors estimators examine failures handover journal loop objectives "
-        "outputs pace predictions results scoring selection settling starts weights workbench"
+        "active_run adapters baselines climbing config config_files errors handover journal results selection "
+        "starts workbench"
     ),
     "certainty": "culprits errors metrics objective objectives outputs",
-    "selection": "certainty config errors objectives outputs results",
+    "selection": "certainty config errors methods objectives outputs results",
     "baselines": (
-        "anatomy best_of building errors estimators features grpo hf losses objectives outputs probing results run scoring "
-        "selection starts subsets"
+        "active_run anatomy best_of building errors estimators features grpo hf losses objectives outputs probing "
+        "results scoring selection starts subsets"
     ),
     "grpo": (
-        "building config errors generation grpo_trainer objective objectives outputs results run scoring selection starts"
+        "active_run building config errors generation grpo_trainer objective objectives outputs results scoring "
+        "selection starts"
     ),
     "grpo_trainer": "config hf",
-    "best_of": "building config errors estimators failures keys results run scoring starts weights",
+    "best_of": "active_run building config errors estimators failures keys results scoring searching starts weights",
     "plateau": "",
     "outcomes": "objectives plateau",
     "survey": "building config errors estimators keys objectives outcomes outputs plateau scoring workbench",
     "settling": "building config errors results scoring survey",
-    "survey_table": "config errors plateau results survey",
+    "survey_table": "config errors plateau results settings survey",
     "predictions": "objectives outputs",
-    "replay": "adapters building config errors features handover hf journal results selection starts subsets weights",
-    "compare": "config errors report results run selection starts tasks workbench",
-    "validate": "config data errors hf objectives outputs prepare sheets tasks",
+    "replay": (
+        "adapters building config config_files errors features handover hf journal results selection starts subsets weights"
+    ),
+    "compare": "config errors methods report results run selection settings starts tasks workbench",
+    "validate": "config data errors hf methods objectives outputs prepare settings sheets tasks",
     "batched": "estimators generation members outputs overlay passes scoring sheet trunk weights",
     "bench_language": (
         "anatomy bench_search config errors estimators geometry journal kernels members rules schedules "
@@ -159,20 +174,47 @@ BRIDGE = {
     "results": "errors",
     "charts": "",
     "report": "charts errors families sources standings",
-    "pretrain": "errors",
-    "pretrain_masked": "errors pretrain",
-    "api": "compare config objectives replay run tasks workbench",
-    "cli": (
-        "bench compare config errors hf listing memory memory_table replay report results run sources standings "
-        "study study_file study_plan study_tables survey_table sweep tasks timing validate"
-    ),
+    "pretrain": "errors pages reading recipe tokens training",
+    "pretrain_masked": "errors masked_recipe masked_rows pages reading tokens training",
+    "api": "compare config methods objectives replay run settings tasks workbench",
+    "cli": "catalogue comparing costs errors revisiting running",
     "__main__": "cli",
     "__init__": (
         "adaptive api errors estimators geometry journal layers loop members noise objectives pace rules schedules "
         "tuned weights"
     ),
 }
-TABLE = {name: set(edges.split()) for side in (SEARCH, LANGUAGE, BRIDGE) for name, edges in side.items()}
+COMMANDS = {
+    "options": "errors settings",
+    "session": "",
+    "printing": "results sources standings study_tables",
+    "comparing": "compare config errors hf options printing session study study_file study_plan study_tables sweep",
+    "running": "compare errors options printing report results run session survey_table",
+    "revisiting": "replay report session",
+    "costs": "bench memory memory_table options session timing",
+    "catalogue": "errors hf listing options results session tasks validate",
+}
+CONFORMANCE = {
+    "toy": "weights",
+    "geometry_laws": "geometry keys toy",
+    "estimator_laws": "estimators geometry geometry_laws keys",
+    "rule_laws": "geometry rules toy",
+    "store_laws": "estimators toy weights",
+    "run_laws": "adaptive estimators journal loop toy weights",
+    "member_laws": "estimators members weights",
+    "objective_laws": "errors examine objective outputs",
+}
+PRETRAINING = {
+    "recipe": "",
+    "reading": "errors recipe",
+    "pages": "reading recipe",
+    "tokens": "errors recipe",
+    "training": "tokens",
+    "masked_recipe": "",
+    "masked_rows": "masked_recipe tokens",
+}
+SIDES = (SEARCH, LANGUAGE, BRIDGE, COMMANDS, CONFORMANCE, PRETRAINING)
+TABLE = {name: set(edges.split()) for side in SIDES for name, edges in side.items()}
 NUMERIC = (
     "outputs",
     "metrics",
@@ -197,6 +239,7 @@ LIBRARIES = {  # beside the standard library; at module level, and inside functi
     "tasks": ("pydantic yaml", ""),
     "data": ("numpy", "datasets"),
     "sheet": ("numpy torch", ""),
+    "encoder": ("safetensors torch", "transformers"),
     "hf": ("torch", "transformers"),
     "passes": ("numpy torch", ""),
     "generation": ("numpy torch", "transformers"),
@@ -206,6 +249,7 @@ LIBRARIES = {  # beside the standard library; at module level, and inside functi
     "probing": ("numpy torch", "sklearn"),
     "verdict": ("numpy pandas scipy", ""),
 }
+FLAT = ("zo_objectives", *(f"zo_objectives.{side}" for side in ("search", "language", "conformance", "pretraining")))
 CHEAP = ("zo_objectives", "zo_objectives.cli", "zo_objectives.language.tasks", "zo_objectives.config")
 HEAVY = ("torch", "transformers", "pandas", "datasets", "evaluate", "sklearn", "numpy")
 
@@ -218,7 +262,7 @@ def imports(name: str, *, top: bool = False) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{name}.py: no relative imports"
-            of_package = node.module in ("zo_objectives", "zo_objectives.search", "zo_objectives.language")
+            of_package = node.module in FLAT
             yield from (f"{node.module}.{alias.name}" for alias in node.names) if of_package else (node.module,)
 
 
@@ -227,7 +271,7 @@ def ours(name: str, *, top: bool = False) -> set[str]:
     found = {i for i in imports(name, top=top) if i.startswith("zo_objectives.")}
     for full in found:
         path = WHERE[full.split(".")[-1]].relative_to(FOLDER.parent).with_suffix("")
-        assert ".".join(path.parts) == full, f"{name}: {full} is not there"
+        assert ".".join(path.parts).removesuffix(".__init__") == full, f"{name}: {full} is not there"
     return {full.split(".")[-1] for full in found}
 
 
@@ -238,8 +282,14 @@ def libraries(name: str, *, top: bool = False) -> set[str]:
 
 def test_every_module_has_its_place() -> None:
     assert set(WHERE) == set(TABLE)
-    inside = {side: {p.stem for p in (FOLDER / side).glob("*.py")} - {"__init__"} for side in ("search", "language")}
-    assert inside == {"search": set(SEARCH) - {"errors"}, "language": set(LANGUAGE)}
+    sides = {
+        "search": set(SEARCH) - {"errors"},
+        "language": set(LANGUAGE),
+        "cli": set(COMMANDS),
+        "conformance": set(CONFORMANCE),
+        "pretraining": set(PRETRAINING),
+    }
+    assert {side: {p.stem for p in (FOLDER / side).glob("*.py")} - {"__init__"} for side in sides} == sides
 
 
 @pytest.mark.parametrize("name", TABLE)

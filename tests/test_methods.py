@@ -15,17 +15,20 @@ from typer.testing import CliRunner
 from zo_objectives import baselines, probing, sweep
 from zo_objectives.cli import app
 from zo_objectives.compare import plan_runs, run_folder, run_plan
-from zo_objectives.config import RunConfig, make_config, method_settings, task_settings
+from zo_objectives.config import RunConfig, make_config
 from zo_objectives.demonstrations import Demonstrations, answered
-from zo_objectives.errors import InputError
+from zo_objectives.errors import InputError, Unfit
 from zo_objectives.language import data
 from zo_objectives.language.hf import encode
 from zo_objectives.language.outputs import Example
 from zo_objectives.language.tasks import TaskSpec, find_task, read_task
 from zo_objectives.losses import cross_entropy
+from zo_objectives.methods import method_settings
 from zo_objectives.replay import verify
 from zo_objectives.run import execute
 from zo_objectives.scoring import Pool
+from zo_objectives.search import journal
+from zo_objectives.settings import task_settings
 from zo_objectives.workbench import Workbench
 
 SMALL: dict[str, Any] = {
@@ -396,19 +399,44 @@ class _Counting:
 
 @pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("13,21,42", [13, 21, 42]), ("13,", [13])])
 def test_seeds_are_a_number_or_themselves(text: str, seeds: list[int]) -> None:
-    from zo_objectives.cli import _seeds
+    from zo_objectives.cli.options import seeds_of
 
-    assert _seeds(text) == seeds
+    assert seeds_of(text) == seeds
 
 
 @pytest.mark.parametrize("text", ["0", "x", "1,1", ",", "1,x", ""])
 def test_seeds_that_are_none_are_refused(text: str) -> None:
-    from zo_objectives.cli import _seeds
+    from zo_objectives.cli.options import seeds_of
 
     with pytest.raises(InputError, match="--seeds"):
-        _seeds(text)
+        seeds_of(text)
 
 
 def test_the_shipped_tasks_settings_are_settings() -> None:
     for name in ("sst2", "cb", "squad", "gsm8k", "countdown"):
         make_config({**task_settings(read_task(find_task(name))), "task": name})
+
+
+# The metric and a share of the log-likelihood
+
+
+def test_zo_ce_climbs_the_metric_and_a_share_of_the_log_likelihood(tmp_path: Path) -> None:
+    """The same bits as the objective written out; what counts, and chooses the step, is the metric alone."""
+
+    def taken(folder: Path) -> list[bytes]:
+        return [np.asarray(record.coefficients).tobytes() for record in journal.read(folder / "journal.zoj")[1]]
+
+    found = execute(config("zo-ce", tune="head", loss_weight=0.3), tmp_path / "a", show=False)
+    written = {"objective": "f1_macro + 0.3 * cross_entropy", "metric": "f1_macro"}
+    expected = execute(config("zo", tune="head", **written), tmp_path / "b", show=False)
+    assert taken(found) == taken(expected) and "bit for bit" in verify(found)
+    rows = pd.read_csv(found / "results.csv")
+    assert rows["objective"].unique().tolist() == [written["objective"]] and rows["metric"][0] == "f1_macro"
+    other = execute(config("zo-ce", tune="head"), tmp_path / "c", show=False)
+    assert taken(other) != taken(found)
+
+
+def test_zo_ce_is_for_options(tmp_path: Path) -> None:
+    given = {"task": "sums", "tune": "head", "n_train": 20, "n_validation": 20, "n_test": 20}
+    with pytest.raises(Unfit, match=r"task 'sums' has none\. Take mezo-ce\+zo"):
+        execute(config("zo-ce", **given), tmp_path, show=False)

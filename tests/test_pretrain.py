@@ -18,8 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zo_objectives import pretrain
 from zo_objectives.errors import InputError
+from zo_objectives.pretraining import pages, reading, tokens, training
+from zo_objectives.pretraining.reading import Document
+from zo_objectives.pretraining.recipe import BOS, Settings
 
-SMALL = pretrain.Settings(
+SMALL = Settings(
     minutes=0.08,
     limit_documents=40,
     held_out=0.2,
@@ -84,14 +87,14 @@ def test_the_tokenizer_begins_with_bos_parts_digits_and_loses_nothing(made: Path
     tokenizer = AutoTokenizer.from_pretrained(made, local_files_only=True)
     ids = tokenizer(PROMPT).input_ids
     assert ids == Tokenizer.from_file(str(made / "tokenizer.json")).encode(PROMPT).ids
-    assert ids[0] == tokenizer.bos_token_id == pretrain.BOS
+    assert ids[0] == tokenizer.bos_token_id == BOS
     assert tokenizer.decode(ids, skip_special_tokens=True) == PROMPT
     assert all(len(re.findall(r"\d", str(tokenizer.decode([i])))) <= 1 for i in range(len(tokenizer)))
 
 
 def sums(below: int, wrong: float, seed: int, lines: int) -> list[tuple[int, int]]:
     """(true answer, given answer) of each sum on a page."""
-    page = pretrain.sums_page(below, wrong, random.Random(seed), lines)
+    page = pages.sums_page(below, wrong, random.Random(seed), lines)
     found = re.findall(r"(\d+) (\+|-|plus|minus) (\d+)(?:\?\nAnswer:| =) (-?\d+)", page)
     assert len(found) == lines
     return [(int(a) + int(b) if sign in ("+", "plus") else int(a) - int(b), int(c)) for a, sign, b, c in found]
@@ -111,8 +114,8 @@ def test_a_quarter_of_the_sums_is_wrong() -> None:
 
 
 def test_wrong_verdicts_have_their_share() -> None:
-    reviews = [pretrain.Document("imdb", f"This is review number {i}.", label=i % 2) for i in range(100)]
-    texts = pretrain.snippets(reviews, 10_000, SMALL.wrong_labels, random.Random(2))
+    reviews = [Document("imdb", f"This is review number {i}.", label=i % 2) for i in range(100)]
+    texts = pages.snippets(reviews, 10_000, SMALL.wrong_labels, random.Random(2))
     good = [re.search(r"great|good|wonderful|positive|(8|9|10)/10$", text) is not None for text in texts]
     labels = [int(re.findall(r"number (\d+)", text)[0]) % 2 == 1 for text in texts]
     for label, wrong in enumerate(SMALL.wrong_labels):
@@ -123,23 +126,23 @@ def test_wrong_verdicts_have_their_share() -> None:
 def test_telling_sentences_speak_for_the_label() -> None:
     kinds = (("lovely", 1), ("dreary", 0))
     texts = [(f"A {word} film, number {i}. It lasts two hours.", label) for i in range(40) for word, label in kinds]
-    reviews = [pretrain.Document("imdb", text, label=label) for text, label in texts]
-    odds = pretrain.log_odds(reviews)
+    reviews = [Document("imdb", text, label=label) for text, label in texts]
+    odds = pages.log_odds(reviews)
     assert odds["lovely"] > 1 > -1 > odds["dreary"]
     assert abs(odds["hours"]) < 0.1
-    chosen = pretrain.telling_half(["It lasts two hours.", "A lovely film."], 1, odds)
+    chosen = pages.telling_half(["It lasts two hours.", "A lovely film."], 1, odds)
     assert chosen == ["A lovely film."]
 
 
 def test_reviews_without_a_label_get_no_verdict() -> None:
-    unlabelled = [pretrain.Document("imdb", "Nobody said how this one was.", label=-1)]
-    assert pretrain.snippets(unlabelled, 10, (0.0, 0.0), random.Random(0)) == []
+    unlabelled = [Document("imdb", "Nobody said how this one was.", label=-1)]
+    assert pages.snippets(unlabelled, 10, (0.0, 0.0), random.Random(0)) == []
 
 
 def test_documents_and_first_weights_are_functions_of_the_seed(data_dir: Path) -> None:
     before = torch.random.get_rng_state()
     for draw in (
-        lambda seed: pretrain.read_documents(data_dir, SMALL, random.Random(seed)),
+        lambda seed: reading.read_documents(data_dir, SMALL, random.Random(seed)),
         lambda seed: pretrain.new_model(replace(SMALL, seed=seed)).lm_head.weight.tolist(),
     ):
         assert draw(0) == draw(0) != draw(1)
@@ -148,7 +151,7 @@ def test_documents_and_first_weights_are_functions_of_the_seed(data_dir: Path) -
 
 def test_every_pass_takes_every_row_once() -> None:
     rows = np.arange(20, dtype=np.uint16).reshape(10, 2)
-    taken = pretrain.batches(rows, 4, np.random.default_rng(0))
+    taken = tokens.batches(rows, 4, np.random.default_rng(0))
     for _ in range(3):
         seen = np.concatenate([next(taken) for _ in range(3)])
         assert sorted(seen.tolist()) == rows.tolist()
@@ -158,7 +161,7 @@ def test_every_pass_takes_every_row_once() -> None:
     ("progress", "factor"), [(0.0, 0.0), (0.01, 0.5), (0.02, 1.0), (0.5, 1.0), (0.8, 0.5), (1.0, 0.0), (1.5, 0.0)]
 )
 def test_schedule(progress: float, factor: float) -> None:
-    assert pretrain.schedule(progress) == pytest.approx(factor)
+    assert training.schedule(progress) == pytest.approx(factor)
 
 
 def test_a_missing_file_is_named_with_the_cure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,13 +178,13 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     path.parent.mkdir()
     path.write_text('{"text": "fine", "label": 1}\n' + line + "\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"train\.jsonl, line 2"):
-        list(pretrain.source_rows("imdb", tmp_path))
+        list(reading.source_rows("imdb", tmp_path))
 
 
 @pytest.mark.parametrize(
     ("name", "wrong"), [("minutes", replace(SMALL, minutes=0.0)), ("limit_doc", replace(SMALL, limit_documents=0))]
 )
-def test_settings_that_cannot_work_are_named(tmp_path: Path, name: str, wrong: pretrain.Settings) -> None:
+def test_settings_that_cannot_work_are_named(tmp_path: Path, name: str, wrong: Settings) -> None:
     with pytest.raises(InputError, match=name):
         pretrain.pretrain(wrong, tmp_path, tmp_path)
 

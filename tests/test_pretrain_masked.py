@@ -16,9 +16,12 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from zo_objectives import pretrain_masked as masked
-from zo_objectives.pretrain import LABELS, WORDS
+from zo_objectives.pretraining.masked_recipe import CLS, MASK, NAMES, PAD, ROLES, SEP, Settings
+from zo_objectives.pretraining.masked_rows import Flags, batches, begins_word, choose
+from zo_objectives.pretraining.reading import Document
+from zo_objectives.pretraining.recipe import LABELS, WORDS
 
-SMALL = masked.Settings(
+SMALL = Settings(
     minutes=0.04,
     snippets=200,
     held_out=0.2,
@@ -45,7 +48,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=masked.NAMES)
+@pytest.fixture(scope="module", params=NAMES)
 def made(request: pytest.FixtureRequest, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("models") / request.param
@@ -53,7 +56,7 @@ def made(request: pytest.FixtureRequest, corpora: Path, tmp_path_factory: pytest
     return output
 
 
-def read(corpora: Path, seed: int = 0) -> list[masked.Document]:
+def read(corpora: Path, seed: int = 0) -> list[Document]:
     return masked.read_documents([corpora], SMALL, random.Random(seed))
 
 
@@ -77,12 +80,12 @@ def test_the_head_is_tied(made: Path) -> None:
 
 def test_the_special_tokens_have_their_roles(made: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(made, local_files_only=True)
-    roles = [getattr(tokenizer, role) for role in masked.ROLES]
-    assert tuple(roles) == masked.NAMES[made.name]
+    roles = [getattr(tokenizer, role) for role in ROLES]
+    assert tuple(roles) == NAMES[made.name]
     assert tokenizer.convert_tokens_to_ids(roles) == [*range(5)]
     assert (tokenizer.bos_token, tokenizer.eos_token) == (tokenizer.cls_token, tokenizer.sep_token)
     one, two = tokenizer("One.").input_ids, tokenizer("One.", "One.").input_ids
-    assert (one[0], one[-1]) == (masked.CLS, masked.SEP)
+    assert (one[0], one[-1]) == (CLS, SEP)
     assert two == one + one[1:]
     spaced, tight = (tokenizer(f"It was{space}{tokenizer.mask_token}.").input_ids for space in (" ", ""))
     assert spaced == tight == Tokenizer.from_file(str(made / "tokenizer.json")).encode(f"It was{tokenizer.mask_token}.").ids
@@ -131,25 +134,25 @@ def test_spaced(text: str, parted: str) -> None:
 @hypothesis_settings(max_examples=30, deadline=None)
 @given(lengths=st.lists(st.integers(2, 32), min_size=1, max_size=50), seed=st.integers(0, 99))
 def test_batches_take_every_row_once_and_keep_to_their_size(lengths: list[int], seed: int) -> None:
-    rows = [[masked.CLS, *[5 + i] * (n - 2), masked.SEP] for i, n in enumerate(lengths)]
-    taken = list(masked.batches(rows, 64, np.random.default_rng(seed)))
+    rows = [[CLS, *[5 + i] * (n - 2), SEP] for i, n in enumerate(lengths)]
+    taken = list(batches(rows, 64, np.random.default_rng(seed)))
     assert all(batch.size <= 64 for batch in taken)
-    assert sorted([i for i in line.tolist() if i != masked.PAD] for batch in taken for line in batch) == sorted(rows)
+    assert sorted([i for i in line.tolist() if i != PAD] for batch in taken for line in batch) == sorted(rows)
 
 
 def test_masks_take_whole_words_and_verdicts_and_are_a_function_of_the_seed(corpora: Path) -> None:
     tokenizer, _ = masked.new_tokenizer([document.text for document in read(corpora)], SMALL)
-    begins = masked.begins_word(tokenizer)
+    begins = begins_word(tokenizer)
     ids = tokenizer.encode("pleased Zanzibar friend very").ids
-    rows = np.tile(np.array([*ids, masked.PAD], dtype=np.uint16), (4_000, 1))
+    rows = np.tile(np.array([*ids, PAD], dtype=np.uint16), (4_000, 1))
     verdicts = np.arange(len(begins)) == ids[-2]
 
-    def drawn(seed: int) -> masked.Flags:
-        return masked.choose(rows, begins, verdicts, SMALL, np.random.default_rng(seed))
+    def drawn(seed: int) -> Flags:
+        return choose(rows, begins, verdicts, SMALL, np.random.default_rng(seed))
 
     chosen = drawn(0)
     assert np.array_equal(chosen, drawn(0)) and not np.array_equal(chosen, drawn(1))
-    assert not chosen[rows <= masked.MASK].any()
+    assert not chosen[rows <= MASK].any()
     same = np.flatnonzero(~begins[ids[2:-1]]) + 2  # what continues a word
     assert len(same) and (chosen[:, same] == chosen[:, same - 1]).all()
     assert chosen[:, 1].mean() == pytest.approx(SMALL.masked, abs=0.03)  # 4.7 standard errors
@@ -178,7 +181,7 @@ def test_padding_does_not_change_the_loss() -> None:
     model, rng = masked.new_model(SMALL).double(), np.random.default_rng(0)
     rows = rng.integers(5, 25, (2, 9)).astype(np.uint16)
     chosen = rng.random(rows.shape) < 0.5
-    padded = [np.pad(given, ((0, 0), (0, 4)), constant_values=fill) for given, fill in ((rows, masked.PAD), (chosen, 0))]
+    padded = [np.pad(given, ((0, 0), (0, 4)), constant_values=fill) for given, fill in ((rows, PAD), (chosen, 0))]
     torch.testing.assert_close(masked.loss_of(model, padded[0], padded[1]), masked.loss_of(model, rows, chosen))
 
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from zo_objectives.charts import Axis, Line, decimate, line_chart, spread, tick_labels
-from zo_objectives.config import METHODS, named
 from zo_objectives.errors import InputError
 from zo_objectives.families import ORDER, family
+from zo_objectives.methods import METHODS, named
 from zo_objectives.report import write_report
 from zo_objectives.sources import merge_notes
 from zo_objectives.standings import pivot, standing, summary

@@ -53,7 +53,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """Killed while the validation of step `stop` is being looked at, then resumed by the same command."""
-    from zo_objectives.run import Run
+    from zo_objectives.active_run import Run
 
     watch, calls = Run.watch, 0
 

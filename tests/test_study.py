@@ -18,7 +18,8 @@ import yaml
 
 from zo_objectives import crew
 from zo_objectives.cli import main
-from zo_objectives.config import RunConfig, dump, make_config
+from zo_objectives.config import RunConfig, make_config
+from zo_objectives.config_files import dump
 from zo_objectives.crew import Outcome, together
 from zo_objectives.errors import InputError, RunError, Unfit
 from zo_objectives.report import write_report

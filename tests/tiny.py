@@ -22,7 +22,8 @@ from transformers import (
     RobertaConfig,
 )
 
-from zo_objectives.language.hf import LanguageModel
+from zo_objectives.language.encoder import SentenceEncoder
+from zo_objectives.language.hf import Form, LanguageModel
 from zo_objectives.language.outputs import Example
 from zo_objectives.search.geometry import Dense, Scaled
 from zo_objectives.search.rules import make_rule
@@ -103,7 +104,14 @@ def make_masked(family: str = "roberta", dtype: torch.dtype = torch.float32) -> 
     )  # fmt: skip
     model: Any = AutoModelForMaskedLM.from_config(config, dtype=dtype)
     _randomise(model)
-    return LanguageModel(model.eval().requires_grad_(False), words, f"tiny-{family}", masked=True)
+    return LanguageModel(model.eval().requires_grad_(False), words, f"tiny-{family}", form=Form.MASKED)
+
+
+def make_encoder(family: str = "bert", pooling: str = "mean") -> LanguageModel:
+    """An encoder of sentences in which every tensor is random; it has learnt no options."""
+    whole = make_masked(family)
+    model = SentenceEncoder(whole.model.base_model, pooling).eval().requires_grad_(False)
+    return LanguageModel(model, whole.tokenizer, f"tiny-{family}-encoder", form=Form.ENCODER)
 
 
 def _randomise(model: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zo_objectives.errors import InputError
-from zo_objectives.language.hf import LanguageModel
+from zo_objectives.language.hf import Form, LanguageModel
 
 RANK, TOKENS = 8, 5
 VIRTUAL = ("prefix", "prompt")
@@ -75,18 +75,21 @@ def _with_lora(lm: LanguageModel, spec: str) -> Any:
     if modules and (strange := [m for m in targets if m not in names]):
         raise InputError(f"tune=lora:{spec}: {lm.name} has no modules called {strange[0]!r}.")
     with _peft() as peft:
-        kind = None if lm.masked else "CAUSAL_LM"
+        kind = None if lm.bidirectional else "CAUSAL_LM"
         config = peft.LoraConfig(r=r, lora_alpha=2 * r, lora_dropout=0.0, target_modules=targets, task_type=kind)
-        peft.get_peft_model(lm.model, config)  # changes the model's layers in place
+        within = lm.model.encoder if lm.form is Form.ENCODER else lm.model  # its head is none that peft would leave alone
+        peft.get_peft_model(within, config)  # changes the model's layers in place
     return lm.model
 
 
 def _with_virtual(lm: LanguageModel, form: str, spec: str) -> Any:
+    if lm.form is Form.ENCODER:
+        raise InputError(f"tune={form}: {lm.name} {lm.form.value}, and would pool virtual tokens with the text. Use lora.")
     count = _number(form, spec, TOKENS, "a number of virtual tokens")
     if count >= lm.context:
         raise InputError(f"tune={form}:{count}: {lm.name} takes {lm.context} tokens in all.")
     tokens = torch.randint(len(lm.tokenizer), (1, count), generator=torch.Generator().manual_seed(0)).to(lm.device)
-    kind = "FEATURE_EXTRACTION" if lm.masked else "CAUSAL_LM"
+    kind = "FEATURE_EXTRACTION" if lm.bidirectional else "CAUSAL_LM"
     with _peft() as peft, torch.no_grad():
         if form == "prefix":
             start = _keys_and_values(lm, tokens)

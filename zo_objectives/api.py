@@ -8,11 +8,13 @@ from typing import Any
 import pandas as pd
 
 from zo_objectives.compare import run_folder
-from zo_objectives.config import in_all_stages, make_config, merge, method_settings, task_settings
+from zo_objectives.config import make_config
 from zo_objectives.language.objectives import Objective, resolve
 from zo_objectives.language.tasks import load_task
+from zo_objectives.methods import in_all_stages, method_settings
 from zo_objectives.replay import restore
 from zo_objectives.run import NOTES, execute
+from zo_objectives.settings import merge, task_settings
 from zo_objectives.workbench import Workbench
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zo_objectives import probing, starts, subsets
+from zo_objectives.active_run import Clock, Run, spent_so_far
 from zo_objectives.best_of import best_of_n
 from zo_objectives.building import batch_of
 from zo_objectives.errors import InputError, RunError
@@ -20,7 +21,6 @@ from zo_objectives.language.objectives import BUILTIN
 from zo_objectives.language.outputs import Outputs
 from zo_objectives.losses import cross_entropy
 from zo_objectives.results import History, HistoryRow, ResultRow
-from zo_objectives.run import Clock, Run, spent_so_far
 from zo_objectives.scoring import ForwardScorer, Indices, Kind, Pool, Scorer, kind_for
 from zo_objectives.search.estimators import Probe
 from zo_objectives.selection import Look

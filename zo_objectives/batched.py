@@ -114,7 +114,7 @@ class BatchedScorer(Scorer):
 
         def run(members: int) -> Tensor:
             whole = repeated(batch, members)
-            logits: Tensor = lm.model(input_ids=whole.ids, attention_mask=whole.mask, use_cache=False).logits
+            logits: Tensor = lm.model(input_ids=whole.ids, attention_mask=whole.mask, **lm.uncached).logits
             return logits[torch.arange(len(logits), device=lm.device), last.repeat(members)]
 
         few = [probe._replace(group=None) for probe in probes if probe.scale][:count]

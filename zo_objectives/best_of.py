@@ -18,16 +18,17 @@ from functools import partial
 
 import numpy as np
 
+from zo_objectives.active_run import Clock, Run, spent_so_far
 from zo_objectives.building import Search, search_seed
 from zo_objectives.config import RunConfig
 from zo_objectives.errors import InputError, SkipStep
 from zo_objectives.failures import Skipping
 from zo_objectives.results import Components, History, HistoryRow, ResultRow, write_atomically
-from zo_objectives.run import Clock, Run, spent_so_far
 from zo_objectives.scoring import Pool
 from zo_objectives.search.estimators import Probe
 from zo_objectives.search.keys import fold_in, root_key
 from zo_objectives.search.weights import Weights
+from zo_objectives.searching import Watched, finish, scores_at, searched
 from zo_objectives.starts import FIRST, keep_best
 
 FACTOR = 4  # of the members that meet in a round, one in so many goes on
@@ -89,7 +90,7 @@ class _Scores:
     """Scores of members on a batch, as many at a time as a step of zo has; nan where a failure is skipped."""
 
     def __init__(self, run: Run, search: Search) -> None:
-        self.evaluate, self.weights, self.config = run.evaluator(search.evaluation), search.weights, run.config
+        self.evaluate, self.weights, self.config = partial(scores_at, run, search.evaluation), search.weights, run.config
         self.width = run.config.model_copy(update={"growth": "constant"}).forwards(1)
         self.skipping, self.calls = Skipping(run.output / "skipped.jsonl", -1), 0
         self.made: list[float] = []
@@ -112,7 +113,7 @@ class _Scores:
 
 def best_of_n(run: Run) -> list[ResultRow]:
     """Random search with `config.forwards(config.steps)` forwards; what it finds is a function of the seed."""
-    return run.searched(partial(_best_of, run))
+    return searched(run, _best_of)
 
 
 def _best_of(run: Run, search: Search, pool: Pool) -> list[ResultRow]:
@@ -141,7 +142,7 @@ def _best_of(run: Run, search: Search, pool: Pool) -> list[ResultRow]:
             f" ({config.scale:g}) is wrong, or chance does not get hold of the task."
         )
     looks = sum(value is not None for *_, value in told)
-    return run.finish(search, pool, history, clock.seconds, before, begun, looks)
+    return finish(run, search, pool, Watched(history, clock.seconds, before, begun, looks))
 
 
 def _met(

@@ -8,7 +8,8 @@ import numpy as np
 
 from zo_objectives import subsets
 from zo_objectives.batched import BatchedScorer
-from zo_objectives.config import RunConfig, identity
+from zo_objectives.config import RunConfig
+from zo_objectives.config_files import identity
 from zo_objectives.draws import Signal
 from zo_objectives.errors import InputError, unknown
 from zo_objectives.features import put_features

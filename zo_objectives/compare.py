@@ -12,26 +12,15 @@ from typing import Any
 
 import pandas as pd
 
-from zo_objectives.config import (
-    METHODS,
-    PROBING,
-    RunConfig,
-    Settings,
-    for_task,
-    in_all_stages,
-    make_config,
-    merge,
-    method_settings,
-    named,
-    stages,
-    task_settings,
-)
+from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError, Unfit
 from zo_objectives.language.tasks import TaskSpec, load_task, task_files
+from zo_objectives.methods import METHODS, PROBING, in_all_stages, method_settings, named, stages
 from zo_objectives.report import write_report
 from zo_objectives.results import machine, make_folder, versions, write_atomically
 from zo_objectives.run import NOTES, execute, inside
 from zo_objectives.selection import of_many
+from zo_objectives.settings import Settings, for_task, merge, task_settings
 from zo_objectives.starts import check
 from zo_objectives.workbench import Workbench
 

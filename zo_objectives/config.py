@@ -1,63 +1,13 @@
 """The configuration of a run: every setting, its default and its unit, validated where it enters."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from zo_objectives.errors import InputError, unknown
-from zo_objectives.language.tasks import TaskSpec
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A method: what it is, and the settings that make it so."""
-
-    about: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    tunes: str | None = None  # the setting that `METHOD:TUNE` stands for
-    loss: bool = False  # whether it needs a cross-entropy
-    whole: bool = False  # whether it tunes all parameters, with no TUNE to choose
-
-    @property
-    def chains(self) -> bool:
-        """Whether it begins with weights and ends with others, so that it can stand anywhere in a chain."""
-        return self.tunes is not None or self.whole
-
-    @property
-    def climbs(self) -> bool:
-        """Whether it is a zeroth-order search."""
-        return self.tunes == "tune"
-
-
-METHODS = {
-    "zero-shot": Kind("the model as it is"),
-    "calibrated": Kind("zero-shot, calibrated by a content-free prompt", {"scoring": "calibrated"}),
-    "icl": Kind("in-context learning: demonstrations before every prompt", {"demonstrations": 32}),
-    "lp": Kind("linear probing: logistic regression on the last hidden state; its strength is chosen on validation"),
-    "ft": Kind(
-        "backprop fine-tuning with AdamW, best of a small grid of learning rates chosen on validation",
-        tunes="ft.tune",
-        loss=True,
-    ),
-    "grpo": Kind(
-        "GRPO by TRL: the policy gradient of a reward, backprop on all parameters, best of a small grid as ft", whole=True
-    ),
-    "best-of-n": Kind("random search: the best of as many perturbations as zo's forwards allow", tunes="tune"),
-    "mezo-ce": Kind(
-        "forward passes only, on cross-entropy (MeZO's objective), with the same estimator and forwards as zo",
-        tunes="tune",
-        loss=True,
-    ),
-    "zo": Kind("forward passes only, on the metric itself", tunes="tune"),
-}
-PROBING = "lp"  # begins a chain, and never continues one
-NEXT = re.compile(rf"\+(?=(?:{'|'.join(METHODS)})(?:[:+]|$))")  # where a chain's next stage begins
-
+from zo_objectives.methods import METHODS
 
 NOISE = r"rademacher|gaussian|low-rank(:[1-9]\d*)?"
 MASK = r"(smallest|largest):(0?\.\d+|1|1\.0)"
@@ -138,14 +88,15 @@ class RunConfig(BaseModel):
     label: str = Field("", description="what the method is called in tables; METHOD, METHOD:TUNE or a chain of those")
     before: "RunConfig | None" = Field(None, description="the run whose best weights on validation this one begins with")
     objective: str | None = Field(None, description="what zo climbs; the task's own where not given")
+    loss_weight: float = Field(0.1, gt=0, description="of the log-likelihood in nats that zo-ce adds to the objective")
     metric: str | None = Field(None, description="what counts and chooses the step; the objective, else the task's first")
     seed: int = 0
 
     tune: str = Field("features", description="what is tuned; see zo_objectives.subsets")
-    steps: int = Field(300, ge=0)
+    steps: int = Field(1200, ge=0)
     batch: int = Field(512, ge=1, description="training examples a step")
     estimator: Literal["spsa", "one_sided", "one_point", "es"] = "spsa"
-    directions: int = Field(16, ge=1, description="directions a step: pairs for spsa, members for es")
+    directions: int = Field(4, ge=1, description="directions a step: pairs for spsa, members for es")
     growth: Literal["constant", "linear"] = Field("constant", description="linear: from 1 direction up to all of them")
     scale: float = Field(
         0.5,
@@ -239,133 +190,6 @@ class RunConfig(BaseModel):
         return fixed * steps + each * (self.directions * steps if self.growth == "constant" else sum(growing))
 
 
-HOW = {"on_failure", "isolation"}  # settings that say how a run is made, not which run it is: it may go on with others
-Settings = dict[str, Any]
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Settings:
-    """`base` with the entries of `over`, mappings merged all the way down."""
-    merged = dict(base)
-    for key, value in over.items():
-        merged[key] = (
-            merge(merged[key], value) if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) else value
-        )
-    return merged
-
-
-def _numbers(value: Any) -> Any:
-    """`value` with texts such as 1e-3, which YAML 1.1 takes for words, as the numbers they are."""
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _numbers(v) for k, v in value.items()}
-    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else value
-
-
-def parse_set(assignments: Sequence[str]) -> Settings:
-    """Settings from `a.b=c` texts; the right side is read as YAML, and numbers such as 1e-3 as numbers."""
-    settings: Settings = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not all(key.split(".")):
-            raise InputError(f"--set {assignment!r}: write key=value, as in --set learning_rate=0.1.")
-        try:
-            value = _numbers(yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {assignment!r}: {text!r} is not a value.") from error
-        settings = merge(settings, nested(key, value))
-    return settings
-
-
-def nested(key: str, value: Any) -> Settings:
-    """`{a: {b: value}}` for the key `a.b`."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    found: Settings = value
-    return found
-
-
-def read_settings(path: Path, what: str = "--config") -> Settings:
-    """The settings in a YAML file; `what` it is begins the error. Raises InputError."""
-    try:
-        content = _numbers(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{what} {path} cannot be read: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"{what} {path} must hold a mapping of settings, found {type(content).__name__}.")
-    return content
-
-
-def for_task(settings: Mapping[str, Any], task: str, known: Collection[str]) -> Settings:
-    """Settings with those under `tasks.<task>` laid over them. Raises InputError for a task that is not `known`."""
-    own = dict(settings)
-    of_tasks = own.pop("tasks", {})
-    if not isinstance(of_tasks, Mapping) or not all(isinstance(t, Mapping) for t in of_tasks.values()):
-        raise InputError("The setting `tasks` must hold one mapping for each task, as in --set tasks.sst2.steps=50.")
-    for name in of_tasks:
-        if name not in known:
-            raise unknown("task in the setting `tasks`", name, known)
-    return merge(own, of_tasks.get(task, {}))
-
-
-def stages(text: str) -> tuple[str, ...]:
-    """The stages of a method's text: `ft:lora+zo:norms+head` is ft:lora, then zo:norms+head, since head is no method."""
-    return tuple(NEXT.split(text))
-
-
-def named(text: str) -> tuple[str, Settings]:
-    """The method and the settings that the last stage of a method's text stands for: METHOD or METHOD:TUNE.
-
-    Raises InputError, also for a wrong stage before it.
-    """
-    chain = stages(text)
-    methods = [stage.partition(":")[0] for stage in chain]
-    if strange := [method for method in methods if method not in METHODS]:
-        raise unknown("method", strange[0], METHODS)
-    kinds, parts = [METHODS[method] for method in methods], [stage.partition(":") for stage in chain]
-    meant = all(not colon or (tune and kind.tunes) for (_, colon, tune), kind in zip(parts, kinds, strict=True))
-    linked = all(kind.chains for kind in kinds[1:]) and (kinds[0].chains or methods[0] == PROBING)
-    if not meant or (len(chain) > 1 and not linked):
-        raise InputError(
-            f"Method {text!r}: write METHOD, METHOD:TUNE with zo, mezo-ce, best-of-n or ft, as in ft:lora, or a chain of"
-            " those, each beginning where the one before it ended, as in ft:lora+zo; a chain may begin with lp."
-        )
-    method, (_, colon, tune) = methods[-1], parts[-1]
-    settings = merge({"method": method, "label": text if text != method else ""}, METHODS[method].settings)
-    return method, merge(settings, nested(str(kinds[-1].tunes), tune)) if colon else settings
-
-
-def method_settings(settings: Mapping[str, Any], text: str) -> Settings:
-    """Settings for a method's text: its last stage's own, and those under `methods.<method>`, laid over `settings`.
-
-    What is under `methods.<stage>`, as in `methods.ft:lora`, and under `methods.<text>`, as in `methods.ft+zo`, comes last.
-    Those of the chain without its last stage are under `before`.
-    """
-    method, of_name = named(text)
-    own = dict(settings)
-    methods = own.pop("methods", {})
-    if not isinstance(methods, Mapping) or not all(isinstance(m, Mapping) for m in methods.values()):
-        raise InputError("The setting `methods` must hold one mapping for each method, as in --set methods.zo.scale=0.5.")
-    for name in methods:
-        named(name)
-    if said := {"before", "start"} & {*own, *(key for given in methods.values() for key in given)}:
-        raise InputError(
-            f"The setting `{min(said)}` follows from the method's text. Write a chain, as in ft+zo; settings of its stages"
-            " go under methods.ft and methods.ft+zo."
-        )
-    *earlier, stage = stages(text)
-    found = merge(own, of_name)
-    for name in (method, stage, text):
-        found = merge(found, methods.get(name, {}))
-    return found | ({"before": method_settings(settings, "+".join(earlier))} if earlier else {})
-
-
-def in_all_stages(settings: Mapping[str, Any], **fixed: Any) -> Settings:
-    """`settings`, and those of the stages before, with `fixed`."""
-    before = settings.get("before")
-    return {**settings, **fixed, **({"before": in_all_stages(before, **fixed)} if before else {})}
-
-
 def make_config(settings: Mapping[str, Any]) -> RunConfig:
     """The validated configuration. Raises InputError that names the setting, with the nearest name for an unknown one."""
     try:
@@ -382,49 +206,3 @@ def make_config(settings: Mapping[str, Any]) -> RunConfig:
     if strange := [stage.method for stage in config.stages if stage.method not in METHODS]:
         raise unknown("method", strange[0], METHODS)
     return config
-
-
-def upgraded(content: Mapping[str, Any]) -> Settings:
-    """A run's settings as version 0.1.0 wrote them, in today's terms: `start: lp` is a linear probe before the run."""
-    kept = {key: value for key, value in content.items() if key != "start"}
-    return kept | ({"before": {**kept, "method": PROBING, "label": ""}} if content.get("start") == PROBING else {})
-
-
-def identity(config: RunConfig) -> Settings:
-    """What makes a run the run it is, in JSON's terms: all settings, also of the runs before it, but those of HOW."""
-    before = identity(config.before) if config.before else None
-    return {**config.model_dump(mode="json", exclude={*HOW, "before"}), "before": before}
-
-
-def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first setting, as in `ft.steps`, in which two identities differ, with both values; None where none does."""
-    for key in wanted:
-        was, now = found.get(key), wanted[key]
-        if isinstance(was, Mapping) and isinstance(now, Mapping):
-            if inner := difference(was, now):
-                return f"{key}.{inner[0]}", *inner[1:]
-        elif was != now:
-            return key, was, now
-    return None
-
-
-def task_settings(spec: TaskSpec, *, demo: bool = False) -> Settings:
-    """The settings that the task's file suggests."""
-    return merge(spec.zo.settings, spec.zo.demo) if demo else dict(spec.zo.settings)
-
-
-def dump(config: RunConfig) -> str:
-    """The configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def read_config(folder: Path) -> RunConfig:
-    """The configuration of a run folder. Raises InputError."""
-    path = folder / "config.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{folder} is no run folder: {path.name} cannot be read ({type(error).__name__}).") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is empty or half-written. Remove the folder and start the run again.")
-    return make_config(upgraded(content))

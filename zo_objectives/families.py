@@ -2,13 +2,13 @@
 
 from itertools import chain
 
-from zo_objectives.config import PROBING, stages
+from zo_objectives.methods import PROBING, stages
 
 GROUPS = {  # of the methods, in their usual order; everything else after them
     "no training": ("zero-shot", "calibrated", "icl"),
     "probing": ("lp",),
     "backprop": ("ft", "grpo"),
-    "zeroth-order": ("best-of-n", "mezo-ce", "zo"),
+    "zeroth-order": ("best-of-n", "mezo-ce", "zo", "zo-ce"),
 }
 ORDER = tuple(chain(*GROUPS.values()))
 FORWARD = set(ORDER) - set(GROUPS["backprop"])  # the methods that take nothing but forward passes of the model

@@ -33,7 +33,7 @@ from zo_objectives.workbench import Workbench
 
 FEATURES = "features"  # the form in a `tune` text
 BASIS = "basis.safetensors"  # in a run's folder
-COUNT = 24  # directions where the text names no number
+COUNT = 48  # directions where the text names no number
 EXAMPLES = 2048  # whose states the directions are those of, at most
 ROUNDING = 1e-9  # of the square of the states: a variance that is none
 RIDGE = 1e-3  # of the mean variance: how much an offset may follow directions in which nothing varies
@@ -48,7 +48,7 @@ def wanted(tune: str) -> int:
     if "head" in [form for form, _ in forms(tune)]:
         raise InputError(f"tune={tune}: head and features both move the label rows. Take one of them.")
     if len(found) > 1 or (found[0] and not (found[0].isdigit() and int(found[0]) > 0)):
-        raise InputError(f"tune={tune}: give features or features:K with a number of directions, as in features:24.")
+        raise InputError(f"tune={tune}: give features or features:K with a number of directions, as in features:48.")
     return int(found[0] or COUNT)
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from zo_objectives import starts
+from zo_objectives.active_run import Clock, Run, spent_so_far
 from zo_objectives.building import batch_of
 from zo_objectives.config import Grpo
 from zo_objectives.errors import InputError, RunError, Unfit
@@ -30,7 +31,6 @@ from zo_objectives.language.objective import mean_of_samples
 from zo_objectives.language.objectives import Failure, Needs, Objective, scoring
 from zo_objectives.language.outputs import Choices, Example, Generations, Outputs
 from zo_objectives.results import History, HistoryRow, ResultRow
-from zo_objectives.run import Clock, Run, spent_so_far
 from zo_objectives.scoring import ForwardScorer, Pool
 from zo_objectives.selection import Look
 
@@ -60,8 +60,8 @@ class Rollouts:
     def of(cls, run: Run, pool: Pool) -> "Rollouts":
         """Rollouts for a run. Raises Unfit for a model or an objective that cannot be drawn from or scored."""
         objective = run.bench.objective(run.config)
-        if pool.lm.masked:
-            raise Unfit(f"grpo generates text, and {pool.lm.name} fills in masks.")
+        if pool.lm.bidirectional:
+            raise Unfit(f"grpo generates text, and {pool.lm.name} {pool.lm.form.value}.")
         if pool.lm.device.type == "cuda" and (count := torch.cuda.device_count()) > 1:
             raise InputError(f"grpo takes one GPU, and TRL sees {count}: set CUDA_VISIBLE_DEVICES to one of them.")
         if objective.samples is None or objective.needs is not Needs.PREDICTION:

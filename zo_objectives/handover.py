@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zo_objectives import adapters, probing
-from zo_objectives.config import PROBING, RunConfig
+from zo_objectives.config import RunConfig
 from zo_objectives.errors import InputError
 from zo_objectives.features import basis_in
 from zo_objectives.language.hf import LanguageModel
+from zo_objectives.methods import PROBING
 from zo_objectives.scoring import Pool
 from zo_objectives.search import journal
 from zo_objectives.starts import ROWS, Start, Values, begun, best_of, start_of

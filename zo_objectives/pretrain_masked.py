@@ -15,63 +15,30 @@ import random
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from zo_objectives import pretrain
 from zo_objectives.errors import InputError
-from zo_objectives.pretrain import Document, Tokens
+from zo_objectives.pretraining import pages
+from zo_objectives.pretraining.masked_recipe import CLS, HEADS, MASK, NAMES, PAD, ROLES, SEP, Settings
+from zo_objectives.pretraining.masked_rows import Flags, batches, begins_word, choose, new_rows
+from zo_objectives.pretraining.pages import log_odds, words_of
+from zo_objectives.pretraining.reading import Document, source_rows
+from zo_objectives.pretraining.tokens import Tokens, train_tokenizer, verdict_weights
+from zo_objectives.pretraining.training import new_optimizers, save, train
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
-ROLES = ("cls_token", "pad_token", "sep_token", "unk_token", "mask_token")
-CLS, PAD, SEP, UNK, MASK = range(5)  # their ids; a larger id is text
-NAMES = {"roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"), "bert": ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")}
-HEADS = {"roberta": "lm_head", "bert": "cls"}
-MODEL = {  # names that the two configurations share
-    "hidden_size": 128,
-    "intermediate_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "initializer_range": 0.07,
-}
-ENDING = 3  # a verdict is among so many last tokens of a row
 VALIDATED = 400  # held-out rows
-
-Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that decides what a run does besides the corpora and the machine; `training.json` records it."""
-
-    family: str = "roberta"
-    minutes: float = 30.0  # of CPU time: a busy machine takes longer, not fewer steps
-    seed: int = 0
-    characters: int = 8_000_000  # at most so many of each file
-    snippets: int = 160_000
-    spaced: float = 0.5  # share of the paragraphs of reviews whose snippets are lower-cased, with spaces around punctuation
-    wrong_labels: tuple[float, float] = (0.3, 0.05)  # shares of bad and of good snippets that get the other verdict
-    held_out: float = 0.01  # share of the paragraphs kept for the validation loss
-    vocabulary: int = 4_096
-    model: Mapping[str, Any] = field(default_factory=MODEL.copy)
-    row: int = 256  # tokens in a row, at most
-    batch: int = 2_048  # tokens in a step, at most
-    masked: float = 0.2  # share of the words
-    masked_verdicts: float = 0.8  # share of the verdicts at the ends of snippets
-    verdict_weight: float = 3.0  # how much a verdict word counts in the loss against any other token
-    muon_rate: float = 0.008
-    adamw_rate: float = 3e-3
 
 
 def paragraphs(text: str) -> list[str]:
@@ -82,7 +49,7 @@ def paragraphs(text: str) -> list[str]:
 def read_documents(folders: Sequence[Path], settings: Settings, rng: random.Random) -> list[Document]:
     """Distinct paragraphs of the labelled reviews and, drawn, of each file, in random order; names begin with the source."""
     labelled = next((f for f in folders if (f / "imdb" / "train.jsonl").is_file()), folders[0])
-    rows = pretrain.source_rows("imdb", labelled)
+    rows = source_rows("imdb", labelled)
     found = {text: Document("imdb", text, int(row["label"])) for row in rows for text in paragraphs(row["text"])}
     for path in sorted(p for folder in folders for p in folder.glob("*.txt*") if "_valid" not in p.name):
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
@@ -101,13 +68,13 @@ def spaced(text: str) -> str:
 
 def snippets(documents: Sequence[Document], settings: Settings, rng: random.Random) -> list[str]:
     """Telling sentences of reviews with verdicts, many of them spaced; where a label lacks, the words decide."""
-    odds = pretrain.log_odds(reviews := [d for d in documents if d.source == "imdb"])
+    odds = log_odds(reviews := [d for d in documents if d.source == "imdb"])
     styled = []
     for r in reviews:
-        praise = sum(odds.get(word, 0.0) for word in pretrain.words_of(r.text))
+        praise = sum(odds.get(word, 0.0) for word in words_of(r.text))
         text = spaced(r.text) if rng.random() < settings.spaced else r.text
         styled.append(Document("imdb", text, r.label if r.label in (0, 1) else int(praise > 0)))
-    return pretrain.snippets(styled, settings.snippets, settings.wrong_labels, rng, telling=True)
+    return pages.snippets(styled, settings.snippets, settings.wrong_labels, rng, telling=True)
 
 
 def new_tokenizer(texts: Sequence[str], settings: Settings) -> tuple["Tokenizer", dict[str, Any]]:
@@ -117,44 +84,8 @@ def new_tokenizer(texts: Sequence[str], settings: Settings) -> tuple["Tokenizer"
     names = NAMES[settings.family]
     special: list[Any] = [*names[:MASK], AddedToken(names[MASK], lstrip=True, special=True)]
     frame, roles = (f"{names[CLS]} $A {names[SEP]}", f" $B {names[SEP]}"), dict(zip(ROLES, special, strict=True))
-    tokenizer = pretrain.train_tokenizer(texts, settings.vocabulary, special, frame[0], "".join(frame))
+    tokenizer = train_tokenizer(texts, settings.vocabulary, special, frame[0], "".join(frame))
     return tokenizer, roles | {"bos_token": names[CLS], "eos_token": names[SEP], "model_max_length": settings.row}
-
-
-def new_rows(texts: Sequence[str], tokenizer: "Tokenizer", row: int) -> list[list[int]]:
-    """The texts cut into rows of at most `row` tokens, each row between the tokens of its beginning and its end."""
-    chunks = (texts[start : start + 1_000] for start in range(0, len(texts), 1_000))
-    encoded = (e.ids for chunk in chunks for e in tokenizer.encode_batch(chunk, add_special_tokens=False))
-    return [[CLS, *ids[start : start + row - 2], SEP] for ids in encoded for start in range(0, len(ids), row - 2)]
-
-
-def batches(rows: Sequence[Sequence[int]], size: int, rng: np.random.Generator) -> Iterator[Tokens]:
-    """Every row once, beside rows of its length, in padded batches of at most `size` tokens; the batches in random order."""
-    lengths, order = np.array([len(row) for row in rows]), rng.permutation(len(rows))
-    groups: list[list[int]] = [[]]
-    for i in order[np.argsort(lengths[order], kind="stable")]:
-        if groups[-1] and (len(groups[-1]) + 1) * lengths[i] > size:
-            groups.append([])
-        groups[-1].append(i)
-    for g in rng.permutation(len(groups)):
-        out = np.full((len(groups[g]), lengths[groups[g][-1]]), PAD, dtype=np.uint16)
-        for line, i in zip(out, groups[g], strict=True):
-            line[: lengths[i]] = rows[i]
-        yield out
-
-
-def begins_word(tokenizer: "Tokenizer") -> Flags:
-    """Of each token whether it begins a word: all but those that begin with a letter, with no space before."""
-    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return np.array([i > MASK and (t[0] in "ĠĊ" or not t[0].isalpha()) for t, i in tokens])
-
-
-def choose(rows: Tokens, begins: Flags, verdicts: Flags, settings: Settings, rng: np.random.Generator) -> Flags:
-    """What to mask: whole words, `masked` of them, and `masked_verdicts` of the verdicts that end a row."""
-    drawn = np.take_along_axis(rng.random(rows.shape), np.cumsum(begins[rows], axis=1), axis=1)
-    last = np.arange(rows.shape[1]) >= (rows != PAD).sum(axis=1, keepdims=True) - ENDING
-    rate = np.where(verdicts[rows] & last, settings.masked_verdicts, settings.masked)
-    return (drawn < rate) & (rows > MASK)
 
 
 def new_model(settings: Settings) -> "PreTrainedModel":
@@ -210,7 +141,7 @@ def pretrain_masked(settings: Settings, output: Path, folders: Sequence[Path]) -
     tokenizer, roles = new_tokenizer(texts[:40_000] + labelled[:20_000], settings)
     seen, unseen = (new_rows(part, tokenizer, settings.row) for part in (texts + labelled, held_out))
     print(f"{len(texts)} paragraphs, {len(labelled)} snippets, {sum(map(len, seen)) / 1e6:.2f} M tokens", flush=True)
-    model, weight = new_model(settings), pretrain.verdict_weights(tokenizer, settings.vocabulary, settings.verdict_weight)
+    model, weight = new_model(settings), verdict_weights(tokenizer, settings.vocabulary, settings.verdict_weight)
     mask = partial(choose, begins=begins_word(tokenizer), verdicts=(weight > 1).numpy(), settings=settings, rng=order)
     kept = [(rows, mask(rows)) for rows in batches(unseen[:VALIDATED], settings.batch, order)]
 
@@ -221,12 +152,12 @@ def pretrain_masked(settings: Settings, output: Path, folders: Sequence[Path]) -
     def step_loss(rows: Tokens) -> "torch.Tensor":
         return loss_of(model, rows, mask(rows), weight)
 
-    optimizers = pretrain.new_optimizers(model, settings.muon_rate, settings.adamw_rate)
+    optimizers = new_optimizers(model, settings.muon_rate, settings.adamw_rate)
     taken = chain.from_iterable(batches(seen, settings.batch, order) for _ in count())
-    done = pretrain.train(model, optimizers, taken, step_loss, held_out_loss, settings.minutes, time.process_time)
+    done = train(model, optimizers, taken, step_loss, held_out_loss, settings.minutes, time.process_time)
     counts = {"parameters": model.num_parameters(), "paragraphs": len(texts), "snippets": len(labelled)}
     record = {"settings": asdict(settings), **counts, **done}
-    pretrain.save(model, tokenizer, roles, record, output)
+    save(model, tokenizer, roles, record, output)
     return record
 
 

@@ -44,7 +44,7 @@ def features(pool: Pool, indices: Indices) -> Features:
     for i in indices.tolist():
         site = whole.sites_of.starts[i]
         ids, position = whole.sequences[whole.site_sequence[site]], int(whole.site_position[site])
-        reads.append([Read(0, ids if pool.lm.masked else ids[: position + 1], position, 0)])
+        reads.append([Read(0, ids if pool.lm.bidirectional else ids[: position + 1], position, 0)])
     sheet = make_sheet(reads)
     passes = plan(pool.lm, sheet)
     states = torch.cat([site_states(pool.lm, work) for work in passes])

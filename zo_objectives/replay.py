@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from zo_objectives import adapters, selection, starts
 from zo_objectives.building import build_weights
-from zo_objectives.config import RunConfig, make_config, read_config, upgraded
+from zo_objectives.config import RunConfig, make_config
+from zo_objectives.config_files import read_config, upgraded
 from zo_objectives.errors import InputError
 from zo_objectives.features import basis_in
 from zo_objectives.handover import put_best
@@ -66,7 +67,9 @@ def _started(folder: Path, config: RunConfig, model: str | None, tokens: list[in
     start = starts.start_of(folder)
     if config.before is not None and start is None:
         raise InputError(f"{folder} lacks {START}, which {config.called} began with. Restore it from a backup.")
-    lm = starts.begun(hf.load(model or config.model, dtype=config.dtype, device=config.device), start, config.tuned)
+    labels = starts.labels_of(folder)
+    base = hf.load(model or config.model, dtype=config.dtype, device=config.device, labels=labels)
+    lm = starts.begun(base, start, config.tuned)
     if (basis := basis_in(folder, config.tuned)) is not None:
         with_features(lm, tokens, basis)
     return lm

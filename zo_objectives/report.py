@@ -23,7 +23,8 @@ from zo_objectives.families import SEEDLESS, base, family, forward_only, group, 
 from zo_objectives.sources import HISTORY, Source, merge, read_csv, read_json, source
 from zo_objectives.standings import forwards_of, pivot, standing, summary
 
-STYLES = {"zo": "c0", "mezo-ce": "c1", "ft": "c2", "icl": "c3", "lp": "c7", "zero-shot": "c5", "calibrated": "c4"}
+STYLES = {"zo": "c0", "zo-ce": "c6", "mezo-ce": "c1", "ft": "c2"}
+STYLES |= {"icl": "c3", "lp": "c7", "zero-shot": "c5", "calibrated": "c4"}
 VARIANTS = 4  # looks of one colour, one for each method of a family
 MANY = 5  # notes; more are folded away
 WORD = re.compile(r"[\w-]+(?:[:+][\w-]+)*")  # `zo:lora` and `lp+zo` are one word, `sst2:` is `sst2`

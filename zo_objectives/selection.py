@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zo_objectives.certainty import LEVEL, Gain, Uncertain, confidence, gain, unrepeatable
-from zo_objectives.config import METHODS, RunConfig
+from zo_objectives.config import RunConfig
 from zo_objectives.errors import InputError
 from zo_objectives.language.objectives import Objective
 from zo_objectives.language.outputs import Example, Outputs
+from zo_objectives.methods import METHODS
 from zo_objectives.results import write_atomically
 
 SELECTION = "selection.json"

@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zo_objectives.adapters import VIRTUAL, adapted, forms
-from zo_objectives.config import PROBING, RunConfig, identity
+from zo_objectives.config import RunConfig
+from zo_objectives.config_files import identity
 from zo_objectives.errors import InputError
 from zo_objectives.language.anatomy import anatomy
+from zo_objectives.language.encoder import LABELS, Rows, read_rows, write_rows
 from zo_objectives.language.hf import LanguageModel
+from zo_objectives.methods import PROBING
 from zo_objectives.subsets import LabelRows, with_rows
 
 START, BEST = "start.safetensors", "best.safetensors"
@@ -141,6 +144,26 @@ def ended(folder: Path) -> Ended:
     forwards, examples, tokens = (int(row[name]) for name in ("forwards", "examples", "tokens"))
     seconds, peak, value = (float(row[name]) for name in ("seconds", "peak_memory_mb", "value"))
     return Ended(forwards, examples, tokens, seconds, peak, row["metric"], value)
+
+
+def keep_labels(folder: Path, lm: LanguageModel) -> None:
+    """Writes an encoder's rows; a replay has no data to find their texts in, and does no forward pass."""
+    if lm.labels:
+        write_rows(folder / LABELS, lm.labels)
+
+
+def check_labels(folder: Path, lm: LanguageModel) -> None:
+    """Raises InputError for a run that cannot go on, since its options are others now."""
+    if differing := sorted({*labels_of(folder)} ^ {*lm.labels}):
+        raise InputError(
+            f"{folder} holds a run with other options: {differing[0]!r} is only in one of both. Choose another --output."
+        )
+
+
+def labels_of(folder: Path) -> Rows:
+    """What `keep_labels` wrote; none for a run of another model."""
+    path = folder / LABELS
+    return read_rows(path) if path.exists() else {}
 
 
 def save_weights(path: Path, values: Mapping[str, Tensor], said: dict[str, str] | None = None) -> None:

@@ -18,8 +18,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from zo_objectives.config import named, read_settings
 from zo_objectives.errors import InputError, unknown
+from zo_objectives.methods import named
+from zo_objectives.settings import read_settings
 
 Grid = dict[str, Annotated[list[Any], Field(min_length=1)]]  # setting, as in a.b: its values
 Settings = dict[str, Any]

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zo_objectives.compare import plan_runs
-from zo_objectives.config import HOW, RunConfig, Settings, for_task, merge, nested
+from zo_objectives.config import RunConfig
+from zo_objectives.config_files import HOW
 from zo_objectives.errors import InputError, unknown
 from zo_objectives.language.hf import EMBEDDED
 from zo_objectives.language.objectives import resolve
 from zo_objectives.language.tasks import TaskSpec, load_task, task_files
+from zo_objectives.settings import Settings, for_task, merge, nested
 from zo_objectives.study_file import Cell, Entry, Study
 from zo_objectives.sweep import Point
 

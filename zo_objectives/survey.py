@@ -258,9 +258,7 @@ def _silence(levels: Sequence[Level], examples: int) -> str:
 
 def prepared(config: RunConfig) -> tuple[Workbench, Search]:
     """The bench and the search of a zeroth-order run's first step. Raises InputError for another method."""
-    if config.method not in ("zo", "mezo-ce") or config.before is not None:
-        raise InputError(
-            f"{config.called}: a survey is of zo or mezo-ce from the base model on; give --method zo or mezo-ce."
-        )
+    if config.method not in ("zo", "zo-ce", "mezo-ce") or config.before is not None:
+        raise InputError(f"{config.called}: a survey is of zo, zo-ce or mezo-ce from the base model on; give --method zo.")
     bench = Workbench.open(config)
     return bench, build_search(bench, bench.fresh(config.tune), config)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from zo_objectives.config import RunConfig, parse_set
+from zo_objectives.config import RunConfig
 from zo_objectives.errors import InputError, RunError
 from zo_objectives.plateau import Recommendation, pairs_for
 from zo_objectives.results import console
+from zo_objectives.settings import parse_set
 from zo_objectives.survey import Row, Survey, defaults, prepared, survey
 
 MEANT = {"estimator": "spsa", "shaping": "unit", "growth": "constant", "settle": "given"}  # what is recommended is for these

@@ -13,11 +13,13 @@ from typing import Any
 import pandas as pd
 
 from zo_objectives.compare import plan_runs, run_folder
-from zo_objectives.config import RunConfig, Settings, merge, named, nested, parse_set, stages
+from zo_objectives.config import RunConfig
 from zo_objectives.errors import InputError
 from zo_objectives.language.tasks import TaskSpec, load_task
+from zo_objectives.methods import named, stages
 from zo_objectives.results import make_folder, write_atomically
 from zo_objectives.run import execute
+from zo_objectives.settings import Settings, merge, nested, parse_set
 from zo_objectives.workbench import Workbench
 
 Grid = Mapping[str, Sequence[Any]]  # setting, as in a.b: its values

@@ -114,8 +114,8 @@ class Tail:
 class Sites:
     """Hidden states at the cut by what they depend on, numbered as they come, computed on demand and kept.
 
-    That is the tokens up to theirs; in a masked model all tokens and the position. It is known by a digest (16 bytes; about
-    150 in a dictionary, on top of what `limit` allows).
+    That is the tokens up to theirs; in a masked model or an encoder all tokens and the position. It is known by a digest (16
+    bytes; about 150 in a dictionary, on top of what `limit` allows).
     """
 
     def __init__(self, lm: LanguageModel, trunk: Trunk) -> None:
@@ -133,7 +133,7 @@ class Sites:
     def of_sheet(self, sheet: Sheet) -> Ints:
         """The numbers of a sheet's sites, [sites]."""
         places = zip(sheet.site_sequence.tolist(), sheet.site_position.tolist(), strict=True)
-        if self.lm.masked:  # what comes after a site is seen there too
+        if self.lm.bidirectional:  # what comes after a site is seen there too
             keys = [_digest((p, *sheet.sequences[q])) for q, p in places]
         else:
             keys = [_digest(sheet.sequences[q][: p + 1]) for q, p in places]

@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from zo_objectives.config import make_config, method_settings, task_settings
+from zo_objectives.config import make_config
 from zo_objectives.errors import InputError, RunError
 from zo_objectives.language import data, hf, objectives
 from zo_objectives.language.outputs import Example
 from zo_objectives.language.prepare import Row
 from zo_objectives.language.sheets import Reader
 from zo_objectives.language.tasks import TaskSpec, find_task, read_task
+from zo_objectives.methods import method_settings
+from zo_objectives.settings import task_settings
 
 Line = tuple[str, bool]
 
@@ -59,6 +61,7 @@ def _labels(spec: TaskSpec, splits: data.Splits) -> Iterator[Line]:
 
 def _tokens(spec: TaskSpec, splits: data.Splits, lm: hf.LanguageModel) -> Iterator[Line]:
     """Every option of every example tokenised; prompts that do not fit."""
+    lm.learn(splits.options)
     reader, new_tokens = Reader(lm, cut=True), spec.generation_kwargs.max_gen_toks
     lengths = {}
     for split in data.SPLITS:
@@ -69,8 +72,8 @@ def _tokens(spec: TaskSpec, splits: data.Splits, lm: hf.LanguageModel) -> Iterat
             if split == "train":
                 how = "one token each" if sheet.closed else "of several tokens"
                 yield f"{spec.task}: options are {how}, told apart by {lm.name}", True
-        elif lm.masked:
-            raise InputError(f"{lm.name} fills in masks: it cannot generate text. Take a causal model.")
+        else:
+            lm.check_causal("generate text")
     longest = max(max(part) for part in lengths.values())
     yield f"{spec.task}: the longest example takes {longest} of {lm.context} tokens", True
     over = {split: sum(n > lm.context for n in part) for split, part in lengths.items()}

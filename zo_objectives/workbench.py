@@ -10,9 +10,9 @@ from torch import Tensor
 from zo_objectives.adapters import virtual_in
 from zo_objectives.config import RunConfig
 from zo_objectives.demonstrations import Demonstrations
-from zo_objectives.errors import InputError
+from zo_objectives.errors import InputError, Unfit
 from zo_objectives.language import data, hf, objectives
-from zo_objectives.language.objectives import BUILTIN, Isolation, Needs, Objective, isolated
+from zo_objectives.language.objectives import BUILTIN, Isolation, Needs, Objective, isolated, weighted
 from zo_objectives.language.outputs import Example
 from zo_objectives.language.sheets import Reader
 from zo_objectives.language.tasks import TaskSpec, load_task
@@ -55,6 +55,7 @@ class Workbench:
         form = data.Form(spec, lm.mask, blank=config.scoring == "calibrated")
         sizes = data.Sizes(config.n_train, config.n_validation, config.n_test, config.shots, config.keep)
         splits = data.load(form, Path(config.data_dir) if config.data_dir else None, sizes, config.seed)
+        lm.learn(splits.options)
         notes = [f"{splits.leaks} examples stand in two splits, and were kept in the later one."] if splits.leaks else []
         if config.long_prompts != "error":
             room = lm.context - virtual_in(config.tuned)
@@ -103,7 +104,7 @@ class Workbench:
     def fresh(self, tune: str = "", start: Start | None = None) -> Pool:
         """A pool on the base model, or at a start, with the adapters that `tune` names, its costs at zero."""
         if self.stale:
-            self.lm = hf.load(self.config.model, dtype=self.config.dtype, device=self.config.device)
+            self.lm = hf.load(self.config.model, dtype=self.config.dtype, device=self.config.device, labels=self.lm.labels)
             self.sites, self.stale, self.bases = None, False, {}
         without_rows(self.lm)
         shallow = start is None or start.is_shallow(self.lm)
@@ -147,9 +148,21 @@ class Workbench:
         return [self._apart(objective) for objective in named.values()]
 
     def objective(self, config: RunConfig) -> Objective:
-        """What a zeroth-order run of `config` climbs."""
+        """What a zeroth-order run of `config` climbs. Raises Unfit for zo-ce where text is generated."""
+        loss = BUILTIN["cross_entropy"]
         if config.method == "mezo-ce":
-            return BUILTIN["cross_entropy"]
+            return loss
+        climbed = self._climbed(config)
+        if config.method != "zo-ce":
+            return climbed
+        if self.spec.output_type != "multiple_choice":
+            raise Unfit(
+                f"zo-ce adds the log-likelihood of options, and task {self.spec.task!r} has none. Take mezo-ce+zo, which"
+                " tunes on the targets first."
+            )
+        return weighted((1.0, climbed), (config.loss_weight, loss))
+
+    def _climbed(self, config: RunConfig) -> Objective:
         if self.own is not None:
             wanted = self.own
         elif config.objective is not None:
@@ -167,7 +180,7 @@ class Workbench:
 
     def row_tokens(self) -> list[int]:
         """The tokens whose output rows `tune: head` moves."""
-        if self.spec.zo.rows and not self.lm.masked:
+        if self.spec.zo.rows and not self.lm.bidirectional:
             return sorted(
                 {t for text in self.spec.zo.rows for t in hf.encode(self.lm, text)[0]} - {self.lm.tokenizer.bos_token_id}
             )

@@ -26,6 +26,11 @@ class Splits:
     leaks: int = 0  # examples left out since they stand in a later split too
     shown: tuple[Example, ...] = ()  # what demonstrations are drawn from; train where the task names no split of its own
 
+    @property
+    def options(self) -> set[str]:
+        """The texts of all options."""
+        return {option for part in (self.train, self.validation, self.test) for e in part for option in e.options}
+
 
 def _from_folder(folder: Path) -> dict[str, list[Row]]:
     if not folder.is_dir():

@@ -1,7 +1,9 @@
-"""Language models of transformers, causal or masked: loading and tokenising."""
+"""Models of transformers, causal, masked or encoders: loading and tokenising."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import torch
 
 from zo_objectives.errors import InputError
+from zo_objectives.language import encoder
+from zo_objectives.language.encoder import Rows
 from zo_objectives.language.sheet import Ids
 
 EMBEDDED = "reviews-1m"
@@ -22,14 +26,54 @@ OFFSET = (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class Form(Enum):
+    """What a model does with a text."""
+
+    CAUSAL = "says what comes next"
+    MASKED = "fills in masks"
+    ENCODER = "encodes sentences"
+
+
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model in evaluation mode with its tokenizer; a masked one fills in a mask, a causal one says what comes next."""
+    """A model in evaluation mode with its tokenizer."""
 
     model: Any
     tokenizer: Any
     name: str
-    masked: bool = False
+    form: Form = Form.CAUSAL
+
+    @property
+    def masked(self) -> bool:
+        """Whether it fills in a mask."""
+        return self.form is Form.MASKED
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether every position sees the whole text, so that nothing can be continued."""
+        return self.form is not Form.CAUSAL
+
+    def check_causal(self, what: str) -> None:
+        """Raises InputError that `what` cannot be done, for a model that continues nothing."""
+        if self.bidirectional:
+            raise InputError(f"{self.name} {self.form.value}: it cannot {what}. Take a causal model.")
+
+    @property
+    def labels(self) -> Rows:
+        """An encoder's rows for the texts of options, as they were learnt; none in other models, whose heads have tokens."""
+        return dict(self.model.learnt) if self.form is Form.ENCODER else {}
+
+    def learn(self, options: Iterable[str]) -> None:
+        """Gives an encoder's head rows for options, by their texts in alphabetical order; other models need none."""
+        if self.form is Form.ENCODER:
+            self.model.learn(sorted({label_of(option) for option in options}), self._option)
+
+    def _option(self, text: str) -> Ids:
+        """An option's tokens, for an encoder. Raises InputError where it does not fit."""
+        ids, _ = encode(self, text)
+        if len(ids) > self.context:
+            raise InputError(f"The option {text[:60]!r}... is {len(ids)} tokens long, and {self.name} takes {self.context}.")
+        return ids
 
     @property
     def device(self) -> torch.device:
@@ -44,7 +88,7 @@ class LanguageModel:
     @property
     def uncached(self) -> dict[str, bool]:
         """How a forward pass is told to keep no keys and values."""
-        return {} if self.masked or virtual_tokens(self.model) else {"use_cache": False}
+        return {} if self.bidirectional or virtual_tokens(self.model) else {"use_cache": False}
 
     @property
     def mask(self) -> str | None:
@@ -57,7 +101,8 @@ class LanguageModel:
         config = self.model.config.get_text_config()
         positions = int(getattr(config, "max_position_embeddings", None) or 1_000_000)
         first = config.pad_token_id + 1 if config.model_type in OFFSET else 0
-        return positions - first - virtual_tokens(self.model)
+        whole = positions - first - virtual_tokens(self.model)
+        return whole if self.form is not Form.ENCODER else min(whole, self.model.longest or whole)
 
     @property
     def padding(self) -> int:
@@ -68,19 +113,26 @@ class LanguageModel:
         raise AssertionError
 
 
-def is_masked(config: Any) -> bool:
-    """Whether a model's configuration says that it fills in masks."""
+def label_of(option: str) -> str:
+    """The text that an encoder knows an option by."""
+    return option.strip()
+
+
+def form_of(config: Any, path: str) -> Form:
+    """What a model does, by its configuration and, for encoders, the files in its folder."""
+    if encoder.is_encoder(config, path):
+        return Form.ENCODER
     named = " ".join(getattr(config, "architectures", None) or ())
-    return "MaskedLM" in named or "BertForPreTraining" in named
+    return Form.MASKED if "MaskedLM" in named or "BertForPreTraining" in named else Form.CAUSAL
 
 
-def is_masked_folder(name: str) -> bool:
-    """Whether a model, by its name or folder, fills in masks; its weights are not loaded. Raises InputError."""
+def form_at(name: str) -> Form:
+    """What a model does, by its name or folder; its weights are not loaded. Raises InputError."""
     from transformers import AutoConfig
 
     path = model_path(name)
     try:
-        return is_masked(AutoConfig.from_pretrained(path, local_files_only=Path(path).is_dir()))
+        return form_of(AutoConfig.from_pretrained(path, local_files_only=Path(path).is_dir()), path)
     except Exception as error:
         raise InputError(f"Cannot read the configuration of model {name!r}: {type(error).__name__}.") from error
 
@@ -97,10 +149,10 @@ def model_path(name: str) -> str:
     return str(embedded) if name == EMBEDDED and not Path(name).is_dir() else name
 
 
-def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
+def load(name: str, *, dtype: str = "float32", device: str = "cpu", labels: Rows | None = None) -> LanguageModel:
     """A model and its tokenizer, from a folder, the hub, or the package (`reviews-1m`). Raises InputError.
 
-    It is a masked one where its configuration says so, and else a causal one.
+    It is a masked one or an encoder where its configuration says so, and else a causal one; an encoder takes `labels`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import logging
@@ -121,9 +173,14 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> LanguageM
         kind = PreTrainedTokenizerFast if local and (Path(path) / "tokenizer.json").is_file() else AutoTokenizer
         tokenizer = kind.from_pretrained(path, local_files_only=local)
         config = AutoConfig.from_pretrained(path, local_files_only=local)
-        masked = is_masked(config)
-        auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        model, found = auto.from_pretrained(path, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True)
+        form, how = form_of(config, path), {"dtype": DTYPES[dtype], "local_files_only": local}
+        if form is Form.ENCODER:
+            model, found = encoder.load(path, **how)
+        else:
+            auto = AutoModelForMaskedLM if form is Form.MASKED else AutoModelForCausalLM
+            model, found = auto.from_pretrained(path, output_loading_info=True, **how)
+    except InputError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         offline = " There is no network, or HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") else ""
@@ -133,27 +190,30 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> LanguageM
     if missing := sorted(found["missing_keys"]):
         kind = ", ".join(config.architectures or ["no architecture named"])
         raise InputError(
-            f"Model {name!r} ({kind}) has no {missing[0]}: it is no causal or masked language model, or its files are not"
-            " whole."
+            f"Model {name!r} ({kind}) has no {missing[0]}: it is no causal or masked language model and no encoder, or its"
+            " files are not whole."
         )
-    if masked and tokenizer.mask_token is None:
+    if form is Form.MASKED and tokenizer.mask_token is None:
         raise InputError(f"Model {name!r} fills in masks, and its tokenizer has no mask token.")
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             f"Model {name!r} has no fast tokenizer, whose offsets are needed to cut prompt from option exactly."
         )
-    return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer, name, masked)
+    lm = LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer, name, form)
+    if labels:
+        lm.model.take(labels)
+    return lm
 
 
 def encode(lm: LanguageModel, text: str) -> tuple[Ids, list[int]]:
     """Token ids and where each token ends in `text`.
 
-    A beginning-of-text token that differs from end-of-text comes first, also where the tokenizer leaves it to the caller. A
-    masked model's text is whole, with all that its tokenizer puts around it.
+    A beginning-of-text token that differs from end-of-text comes first, also where the tokenizer leaves it to the caller.
+    The text of a masked model or an encoder is whole, with all that its tokenizer puts around it.
     """
     encoded = lm.tokenizer(text, return_offsets_mapping=True, verbose=False)
     ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
-    if lm.masked:
+    if lm.bidirectional:
         return tuple(ids), ends
     bos, eos = lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id
     if bos is not None and bos != eos and (not ids or ids[0] != bos):

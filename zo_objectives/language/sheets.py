@@ -1,4 +1,4 @@
-"""Sheets of examples: how a model reads options, label words at a mask, and targets.
+"""Sheets of examples: how a model reads options, label words at a mask, options beside a text, and targets.
 
 Every option is tokenised together with its prompt, so merges across the boundary are right. Scores of options are
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zo_objectives.errors import InputError
-from zo_objectives.language.hf import LanguageModel, encode
+from zo_objectives.language.hf import Form, LanguageModel, encode, label_of
 from zo_objectives.language.outputs import Example
 from zo_objectives.language.sheet import Ids, Read, Sheet, common_prefix, continued, make_sheet
 
@@ -33,43 +33,43 @@ class Reader:
 
     def targets(self, examples: Sequence[Example], delimiter: str, end: str) -> Sheet:
         """The sheet of each example's first target between `delimiter` and `end`, as teacher forcing reads it."""
-        if self.lm.masked:
-            raise InputError(f"{self.lm.name} fills in masks: it cannot be scored on targets. Take a causal model.")
+        self.lm.check_causal("be scored on targets")
         return make_sheet([continued(*self._sequences(e, e.prompt, (delimiter + e.targets[0] + end,))) for e in examples])
 
     def prompt(self, example: Example, new_tokens: int) -> Ids:
         """The prompt's tokens, with room for what is generated."""
-        if self.lm.masked:
-            raise InputError(f"{self.lm.name} fills in masks: it cannot generate text. Take a causal model.")
+        self.lm.check_causal("generate text")
         ids, _ = encode(self.lm, example.prompt)
         return self._fitted([ids], example, new_tokens, f"{new_tokens} new tokens")[0][0]
 
     def length(self, example: Example, new_tokens: int, delimiter: str) -> int:
         """How many tokens an example takes at most, with its options or its first target or what is generated."""
         ends = example.options or tuple(delimiter + t for t in example.targets[:1])
-        texts = [example.prompt, *([] if self.lm.masked else [example.prompt + end for end in ends])]
+        texts = [example.prompt, *([] if self.lm.bidirectional else [example.prompt + end for end in ends])]
         return max(len(encode(self.lm, text)[0]) for text in texts) + (0 if example.options else new_tokens)
 
     def _options(self, example: Example, exact: bool) -> list[Read]:
-        if self.lm.masked:
-            reads = self._at_mask(example, example.prompt)
-        else:
-            full, starts = self._sequences(example, example.prompt, example.options)
-            if self.scoring == "sum" and not exact:
-                starts = [common_prefix(full)] * len(full)
-            mean = [1 / (len(ids) - start) for ids, start in zip(full, starts, strict=True)]
-            reads = continued(full, starts, mean if self.scoring == "mean" else None)
+        reads = self._reads(example, example.prompt, exact)
         if self.scoring != "calibrated":
             return reads
         if example.blank is None:
             raise InputError(
                 f"Example {example.id} has no content-free prompt to calibrate with. Give the task zo.calibration."
             )
-        if self.lm.masked:
-            less = self._at_mask(example, example.blank)
-        else:
-            less = continued(*self._sequences(example, example.blank, example.options))
-        return reads + [read._replace(weight=-read.weight) for read in less]
+        return reads + [read._replace(weight=-read.weight) for read in self._reads(example, example.blank, exact)]
+
+    def _reads(self, example: Example, prompt: str, exact: bool) -> list[Read]:
+        """What is read of every option behind a prompt, in it, or beside it."""
+        match self.lm.form:
+            case Form.MASKED:
+                return self._at_mask(example, prompt)
+            case Form.ENCODER:
+                return self._beside(example, prompt)
+        full, starts = self._sequences(example, prompt, example.options)
+        if self.scoring == "sum" and not exact:
+            starts = [common_prefix(full)] * len(full)
+        mean = [1 / (len(ids) - start) for ids, start in zip(full, starts, strict=True)]
+        return continued(full, starts, mean if self.scoring == "mean" else None)
 
     def _sequences(self, example: Example, prompt: str, continuations: Sequence[str]) -> tuple[list[Ids], list[int]]:
         """Each continuation's whole token sequence and where its own tokens begin."""
@@ -100,6 +100,18 @@ class Reader:
                 f"Example {example.id} has {len(places)} masks ({self.lm.mask}), and must have one: {prompt[-60:]!r}."
             )
         return [Read(option, ids, places[0], word) for option, word in enumerate(words)]
+
+    def _beside(self, example: Example, prompt: str) -> list[Read]:
+        """Every option's row at the state of the whole text, which is an encoder's at any place."""
+        ids, _ = encode(self.lm, prompt.strip())
+        (ids,), _ = self._fitted([ids], example, 0, "text")
+        texts = [label_of(option) for option in example.options]
+        if len({encode(self.lm, text)[0] for text in texts}) < len(texts):  # also where only their capitals differ
+            raise InputError(
+                f"Example {example.id}: two of the options {list(example.options)} are the same text for {self.lm.name}."
+                " Choose other words in doc_to_choice."
+            )
+        return [Read(option, ids, 0, self.lm.model.number(text)) for option, text in enumerate(texts)]
 
     def _word(self, option: str, example: Example) -> int:
         tokens = self.lm.tokenizer(" " + option.strip(), add_special_tokens=False)["input_ids"]
