@@ -30,10 +30,10 @@ bench-gpu: $(READY)
 	$(BIN)/zo-objectives bench journal --device cuda --output zo-bench/cuda-journal
 	$(BIN)/python -m pytest -m gpu
 
-# The metric against the loss (reports/metric): DATA holds <task>/{train,validation,test}.jsonl, MODELS the folder TinyStories-656K.
+# The metric against the loss (reports/metric): DATA holds <task>/{train,validation,test}.jsonl, MODELS the folders TinyStories-656K and all-MiniLM-L6-v2.
 DATA ?= DATA
 MODELS ?= MODELS
-STUDY = for part in study ways polish text; do $(BIN)/zo-objectives study reports/metric/$$part.yaml --data-dir $(DATA) --models $(MODELS) \
+STUDY = for part in study ways polish polish_sst2 text rewards encoder; do $(BIN)/zo-objectives study reports/metric/$$part.yaml --data-dir $(DATA) --models $(MODELS) \
 	--include-path reports/metric/tasks --output zo-metric/$$part $(1) || exit; done
 
 metric: $(READY)

@@ -238,7 +238,7 @@ def test_none_is_an_answer_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     [
         (["--scales", "0.1,x"], "--scales 0.1,x"),
         (["--scales", "0.1,-1"], "above 0"),
-        (["--method", "icl"], "a survey is of zo or mezo-ce"),
+        (["--method", "icl"], "a survey is of zo, zo-ce or mezo-ce"),
         (["--set", "relative=false"], "relative=false"),
         (["--objective", "acuracy"], "Did you mean 'accuracy'?"),
     ],
