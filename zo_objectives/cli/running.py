@@ -73,7 +73,7 @@ def run(
 
 def probe(
     task: Annotated[str, typer.Argument(help="Task name or YAML file.")],
-    method: Annotated[str, typer.Option(help="zo or mezo-ce, or one of them with :TUNE.")] = "zo",
+    method: Annotated[str, typer.Option(help="zo, zo-ce or mezo-ce, or one of them with :TUNE.")] = "zo",
     model: Model = None,
     data_dir: DataDir = None,
     include_path: Include = None,
