@@ -26,6 +26,7 @@ from zo_objectives.search.estimators import (
 from zo_objectives.search.geometry import (
     Dense,
     Geometry,
+    InPart,
     Leaf,
     LowRank,
     Masked,
@@ -67,6 +68,8 @@ GEOMETRIES: dict[str, Geometry] = {
     "low-rank:3": LowRank(3),
     "low-rank:4": LowRank(4),
     "masked": Masked(Dense(), largest(VALUES, 0.5)),
+    "in a part": InPart(Dense(), 1, 2),
+    "in a part, low-rank": InPart(LowRank(2), 0, 3),
     "masked low-rank": Masked(LowRank(2), {"a.weight": torch.arange(12) % 3 > 0}),
     "scaled": Scaled(Dense(Law.GAUSSIAN), D),
     "variance-modified": variance_modified(LowRank(1), D),
@@ -86,10 +89,14 @@ UNBIASED: dict[str, Estimator] = {
     "paced": Paced(Spsa(0.01, 2), 3),
     "paced one-sided, clipped loosely": Clipped(Paced(OneSided(0.01, 2)), 1e9),
     "round-robin": RoundRobin(Spsa(0.01, 2), 2),
+    "rows apart": Spsa(0.01, 2, parts=3),
+    "rows apart, centred, growing": Spsa(0.01, estimators.growing(3, 1000), shaping.centred, parts=2),
+    "rows apart, paced, round-robin, clipped loosely": Clipped(RoundRobin(Paced(Spsa(0.01, 2, parts=2), 3), 2), 1e9),
     "round-robin one-sided, clipped loosely": Clipped(RoundRobin(OneSided(0.01, 2), 2), 1e9),
 }
 UPHILL: dict[str, Estimator] = {
     **{f"spsa, {n}": Spsa(0.1, 3, s) for n, s in SHAPINGS.items() if n not in SLOPES},
+    **{f"rows apart, {n}": Spsa(0.1, 3, s, parts=2) for n, s in SHAPINGS.items() if n not in SLOPES},
     **{f"one-sided, {n}": OneSided(0.1, 4, s) for n, s in SHAPINGS.items() if n not in SLOPES},
     **{f"es, {n}": Es(0.1, 5, s) for n, s in SHAPINGS.items() if n not in SLOPES},
     "one-point, unit": OnePoint(0.1, shaping.unit),

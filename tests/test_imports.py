@@ -122,8 +122,8 @@ BRIDGE = {
     "config_files": "config errors methods settings",
     "bench": "bench_language bench_search charts errors results timing",
     "building": (
-        "adaptive batched config config_files draws errors estimators features geometry hf journal keys layers losses noise "
-        "pace results rules scoring shaping stores subsets weights workbench"
+        "adapters adaptive batched config config_files draws errors estimators features geometry hf journal keys layers "
+        "losses noise pace results rules scoring shaping stores subsets weights workbench"
     ),
     "active_run": (
         "adapters building config errors examine objectives outputs predictions results scoring selection starts workbench"

@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from zo_objectives import subsets
+from zo_objectives.adapters import forms
 from zo_objectives.batched import BatchedScorer
 from zo_objectives.config import RunConfig
 from zo_objectives.config_files import identity
 from zo_objectives.draws import Signal
 from zo_objectives.errors import InputError, unknown
-from zo_objectives.features import put_features
+from zo_objectives.features import FEATURES, put_features
 from zo_objectives.language import hf
 from zo_objectives.losses import cross_entropy
 from zo_objectives.results import versions
-from zo_objectives.scoring import Evaluation, ForwardScorer, Indices, Pool, TailScorer, kind_for, scorer_for
+from zo_objectives.scoring import Evaluation, ForwardScorer, Indices, Kind, Pool, Scorer, TailScorer, kind_for, scorer_for
 from zo_objectives.search import adaptive
 from zo_objectives.search.adaptive import Adaptive
 from zo_objectives.search.estimators import Clipped, Es, Estimator, OnePoint, OneSided, RoundRobin, Several, Spsa, growing
@@ -32,6 +33,8 @@ from zo_objectives.search.stores import STORES
 from zo_objectives.search.weights import Weights
 from zo_objectives.subsets import Subset
 from zo_objectives.workbench import Workbench
+
+PARTS = 16  # of a direction at most: more label rows share one, so that a step takes no more than so many times the scores
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,20 @@ def build_weights(config: RunConfig, lm: hf.LanguageModel, row_tokens: list[int]
     return Weights(lm.model, subset.names, geometry=geometry, rule=rule, store=config.store, layers=groups), subset
 
 
-def build_estimator(config: RunConfig, weights: Weights, train: int = 1) -> Estimator:
-    """The estimator that the configuration names, for a climb over `train` examples.
+def parts_of(config: RunConfig, scorer: Scorer, kind: Kind, rows: int) -> int:
+    """Into how many parts of its `rows` label rows a direction is taken; 0: it stays whole.
+
+    With rows=apart a pair of passes tells what each label row does by itself, since a logit is linear in its own row and
+    in no other. That is so where options are scored and label rows are all that is tuned, along features; elsewhere each row
+    would cost passes of its own, and directions stay whole.
+    """
+    alone = [form for form, _ in forms(config.tune)] == [FEATURES]
+    told = isinstance(scorer, TailScorer) and kind is Kind.CHOICE and config.estimator == "spsa"
+    return min(rows, PARTS) if config.rows == "apart" and alone and told else 0
+
+
+def build_estimator(config: RunConfig, weights: Weights, train: int = 1, parts: int = 0) -> Estimator:
+    """The estimator that the configuration names, for a climb over `train` examples, with directions in `parts`.
 
     Raises InputError for a shaping that cannot work with it.
     """
@@ -109,7 +124,7 @@ def build_estimator(config: RunConfig, weights: Weights, train: int = 1) -> Esti
     found: Estimator
     match config.estimator:
         case "spsa":
-            found = Spsa(config.scale, n, shape)
+            found = Spsa(config.scale, n, shape, parts)
         case "one_sided":
             found = OneSided(config.scale, n, shape)
         case "one_point":
@@ -153,16 +168,18 @@ def build_search(bench: Workbench, pool: Pool, config: RunConfig, folder: Path |
     objective = bench.objective(config)
     kind_for(bench.spec, objective)
     put_features(bench, pool, config.tune, folder)
-    weights, subset = build_weights(config, pool.lm, bench.row_tokens())
-    estimator = build_estimator(config, weights, len(bench.train))
+    rows = bench.row_tokens()
+    weights, subset = build_weights(config, pool.lm, rows)
     measured = build_adaptive(config, bench, pool)
     scorer = scorer_for(pool, weights, subset, config.trunk_mb << 20, bench.sites)
     if isinstance(scorer, TailScorer):
         bench.sites = scorer.sites
     elif isinstance(scorer, ForwardScorer) and config.members == "batched":
         scorer = BatchedScorer(pool, weights, scorer.trunk)
-    signal = Signal() if config.method == "mezo-ce" else signal_of(config)
-    return Search(weights, estimator, Evaluation(scorer, objective, config.steps, signal), subset, measured)
+    evaluation = Evaluation(scorer, objective, config.steps, Signal() if config.method == "mezo-ce" else signal_of(config))
+    parts = parts_of(config, scorer, evaluation.kind, len(rows))
+    estimator = build_estimator(config, weights, len(bench.train), parts)
+    return Search(weights, estimator, evaluation, subset, measured)
 
 
 def header_of(config: RunConfig, search: Search, bench: Workbench) -> Header:

@@ -97,6 +97,10 @@ class RunConfig(BaseModel):
     batch: int = Field(512, ge=1, description="training examples a step")
     estimator: Literal["spsa", "one_sided", "one_point", "es"] = "spsa"
     directions: int = Field(4, ge=1, description="directions a step: pairs for spsa, members for es")
+    rows: Literal["apart", "together"] = Field(
+        "apart",
+        description="apart: of options along features, what each label row does by itself; see building.parts_of",
+    )
     growth: Literal["constant", "linear"] = Field("constant", description="linear: from 1 direction up to all of them")
     scale: float = Field(
         0.5,

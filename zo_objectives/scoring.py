@@ -29,7 +29,7 @@ from zo_objectives.language.sheet import Ids, Sheet
 from zo_objectives.language.sheets import Reader, Scoring
 from zo_objectives.language.tasks import TaskSpec, apply_filters
 from zo_objectives.readout import Decoder, closed_likelihoods, open_likelihoods
-from zo_objectives.search.estimators import Probe
+from zo_objectives.search.estimators import Probe, passes
 from zo_objectives.search.weights import Weights
 from zo_objectives.subsets import Subset
 from zo_objectives.tail import SheetSites, Sites, Tail, is_plain
@@ -243,7 +243,7 @@ class TailScorer(Scorer):
         stacked = self.weights.stacked(probes)
         if kind is Kind.TEXT:
             return self._texts(stacked, indices, draw)
-        self.pool.charge(len(probes), kind, indices)
+        self.pool.charge(passes(probes), kind, indices)
         known = self._known(kind)
         hidden = known.hidden(indices)
         if known.sheet.closed:

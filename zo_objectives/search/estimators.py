@@ -2,7 +2,8 @@
 
 Scores are "higher is better". An estimate is sum_k c_k z(key_k): a few float32 numbers, never a tensor.
 
-    Spsa        antithetic pairs: SPSA, n-SPSA (MeZO, Definition 1, Algorithm 2), mirrored ES; constant or growing n
+    Spsa        antithetic pairs: SPSA, n-SPSA (MeZO, Definition 1, Algorithm 2), mirrored ES; constant or growing n;
+                with a direction's rows together or apart
     OneSided    one point at the centre, n around it (FZOO, Dang et al. 2025)
     OnePoint    one point a step, against the step before: residual feedback (Zhang et al. 2020; MeZO, Definition 8)
     Es          a population of independent members (Salimans et al. 2017; es-at-scale)
@@ -26,12 +27,20 @@ Pieces = tuple[tuple[int, int], ...]
 Memory = tuple[float, ...]
 
 
+class Part(NamedTuple):
+    """Every `of`-th row of a tensor (element, where it has one dimension), from row `first` on."""
+
+    first: int
+    of: int
+
+
 class Probe(NamedTuple):
-    """The point theta + scale * d * z(key), in the tensors of one group only where `group` is given."""
+    """The point theta + scale * d * z(key), in the tensors of one group and in a part of their rows only, where given."""
 
     key: int
     scale: float
     group: int | None = None
+    part: Part | None = None
 
 
 Evaluator = Callable[[Sequence[Probe], int], Sequence[float]]
@@ -39,12 +48,16 @@ Evaluator = Callable[[Sequence[Probe], int], Sequence[float]]
 
 
 class ProjectedGradient(NamedTuple):
-    """sum_k coefficients[k] * z(keys[k]), an ascent direction, in one group only or in all; `key` is the step's own key."""
+    """sum_k coefficients[k] * z(keys[k]), an ascent direction, in one group only or in all; `key` is the step's own key.
+
+    With `parts` a direction has a coefficient for each part of its rows, [keys * parts], those of a direction together.
+    """
 
     key: int
     keys: tuple[int, ...]
     coefficients: NDArray[np.float32]
     group: int | None = None
+    parts: int = 0
 
 
 class Estimator(Protocol):
@@ -65,6 +78,10 @@ class Estimator(Protocol):
     @property
     def blocks(self) -> int:
         """How many groups take turns, step by step; 0 where every step moves everything."""
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts of rows a direction is taken, with a coefficient each; 0 where it has one coefficient."""
 
     def probes(self, key: int, t: int = 0, memory: Memory = ()) -> tuple[Probe, ...]:
         """The points to score."""
@@ -111,6 +128,7 @@ class Several:
 
     remembers = 0
     blocks = 0
+    parts = 0
 
     @property
     def counts(self) -> Pieces:
@@ -128,19 +146,49 @@ def _array(scores: Sequence[float]) -> Floats:
     return np.asarray(scores, dtype=np.float64)
 
 
+@dataclass(frozen=True)
 class Spsa(Several):
     """Simultaneous perturbation with antithetic pairs: SPSA for one direction a step, n-SPSA for several.
 
     Probes come as +, -, +, -, ... so that both points of a pair meet the same batch in the same order. Shaped by ranks or
     z-scores this is mirrored ES: all 2n scores are shaped together.
+
+    With `parts` each direction is taken apart: a pair for each part of its rows, the others at rest, and a coefficient of
+    its own. The noise of an estimate is then that of a part's dimensions, not of all. It costs `parts` times the scores; no
+    more forward passes where a score at a part follows from those at the whole, as in an output head (see `passes`).
     """
 
+    parts: int = 0
+
+    @property
+    def counts(self) -> Pieces:
+        return tuple((first, count * max(self.parts, 1)) for first, count in pieces_of(self.directions))
+
+    def keys(self, key: int, t: int) -> tuple[int, ...]:
+        return direction_keys(key, count_at(pieces_of(self.directions), t))
+
     def probes(self, key: int, t: int = 0, memory: Memory = ()) -> tuple[Probe, ...]:
-        return tuple(Probe(k, sign * self.scale) for k in self.keys(key, t) for sign in (1.0, -1.0))
+        parts = tuple(Part(i, self.parts) for i in range(self.parts)) or (None,)
+        return tuple(
+            Probe(k, sign * self.scale, part=part) for k in self.keys(key, t) for part in parts for sign in (1.0, -1.0)
+        )
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
         pairs = self.shaping.utilities(_array(scores)).reshape(-1, 2)
-        return _estimate(key, self.shaping, pairs[:, 0] - pairs[:, 1], self.scale, Contrast.PAIR)
+        found = _estimate(key, self.shaping, pairs[:, 0] - pairs[:, 1], self.scale, Contrast.PAIR)
+        if not self.parts:
+            return found
+        share = (
+            self.parts if self.shaping in (raw, centred) else math.sqrt(self.parts)
+        )  # of the directions an element is moved by
+        coefficients = found.coefficients * np.float32(share)
+        return ProjectedGradient(key, self.keys(key, t), coefficients, parts=self.parts)
+
+
+def passes(probes: Sequence[Probe]) -> int:
+    """How many forward passes tell what a head says at some probes: its logits are linear in every row by itself, so that
+    two, at a direction's ends, tell them at all of its parts."""
+    return len(probes) - len(apart := [p for p in probes if p.part]) + len({p._replace(part=None) for p in apart})
 
 
 class OneSided(Several):
@@ -168,6 +216,7 @@ class OnePoint:
 
     remembers = 1
     blocks = 0
+    parts = 0
 
     @property
     def counts(self) -> Pieces:
@@ -231,6 +280,10 @@ class Around:
     def blocks(self) -> int:
         return self.inner.blocks
 
+    @property
+    def parts(self) -> int:
+        return self.inner.parts
+
     def probes(self, key: int, t: int = 0, memory: Memory = ()) -> tuple[Probe, ...]:
         return self.inner.probes(key, t, memory)
 
@@ -252,7 +305,7 @@ class Clipped(Around):
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
         found = self.inner.gradient(key, scores, t, memory)
-        norm = math.sqrt(math.fsum(c * c for c in found.coefficients.tolist()))
+        norm = math.sqrt(math.fsum(c * c for c in found.coefficients.tolist()) / max(found.parts, 1))
         if not norm > self.limit:  # a norm that is not a number is reported by the loop
             return found
         return found._replace(coefficients=(found.coefficients.astype(np.float64) * (self.limit / norm)).astype(np.float32))

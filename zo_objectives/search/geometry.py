@@ -7,6 +7,7 @@ equal to a tensor's root mean square, scales and learning rates are relative: 0.
     Dense      independent noise in every element, Rademacher or Gaussian
     LowRank    a matrix moves along A B^T / sqrt(r), signs in A and B (EGGROLL, Sarkar et al. 2025): what members can share
     Masked     another geometry on some of the elements only
+    InPart     another geometry in a part of the rows only
     Scaled     another geometry with gains; `variance_modified` and `expectation_modified` are MeZO's Definitions 6 and 7
 """
 
@@ -206,6 +207,39 @@ class Masked(_Around):
 
     def factors(self, keys: Sequence[int], leaf: Leaf, device: torch.device) -> Factors | None:
         return None if leaf.name in self.masks else self.inner.factors(keys, leaf, device)
+
+
+def rows_in(leaf: Leaf, span: range, device: torch.device) -> Tensor:
+    """The row, int64 [len(span)], that each of the elements `span` is in; of a tensor of one dimension its place."""
+    return torch.arange(span.start, span.stop, device=device).div_(leaf.columns, rounding_mode="floor")
+
+
+@dataclass(frozen=True)
+class InPart(_Around):
+    """Another geometry in every `of`-th row of a tensor, from row `first` on; the others are at rest."""
+
+    first: int
+    of: int
+
+    def _held(self, leaf: Leaf, span: range, device: torch.device) -> Tensor:
+        return rows_in(leaf, span, device) % self.of == self.first
+
+    def directions(self, keys: Sequence[int], leaf: Leaf, span: range, device: torch.device) -> Tensor:
+        return self.inner.directions(keys, leaf, span, device) * self._held(leaf, span, device)
+
+    def axpy(self, out: Tensor, base: Tensor, key: int, leaf: Leaf, coefficient: float, start: int = 0) -> None:
+        for at, stop in pieces(len(base), noise.CHUNK):
+            rest = base[at:stop].float()
+            moved = torch.empty_like(rest)
+            self.inner.axpy(moved, rest, key, leaf, coefficient, start + at)
+            out[at:stop].copy_(torch.where(self._held(leaf, range(start + at, start + stop), base.device), moved, rest))
+
+    def factors(self, keys: Sequence[int], leaf: Leaf, device: torch.device) -> Factors | None:
+        found = self.inner.factors(keys, leaf, device)
+        if found is None:
+            return None
+        held = torch.arange(leaf.shape[0], device=device) % self.of == self.first
+        return Factors(found.left * held[:, None], found.right)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ Format 1, little-endian: b"ZOJ1", uint32 length, that many bytes of JSON (the he
 of 64 steps, each full block followed by the CRC-32 of its bytes. A step is float32 numbers in this order:
 
     layer sizes    header["sizes"] = [groups, every]: `groups` numbers in step 0 and every `every` steps (0: in step 0 only)
-    coefficients   header["directions"]: as many in every step, or [[first step, count], ...]
+    coefficients   header["directions"]: as many in every step, or [[first step, count], ...]; with header["parts"], so many
+                   for each direction
     memory         header["memory"]: what the estimator remembers of the step (nothing where the header does not say)
 
 A step that was left out is NaN, but for layer sizes that were measured before it failed.
@@ -100,6 +101,8 @@ def header_for(weights: Weights, estimator: Estimator, seed: int, adaptive: Adap
         header["memory"] = estimator.remembers
     if estimator.blocks:
         header["blocks"] = estimator.blocks
+    if estimator.parts:
+        header["parts"] = estimator.parts
     if adaptive is not None:
         header["sizes"] = [len(weights.sizes), adaptive.every]
     return header
@@ -168,7 +171,8 @@ def gradient_of(header: Header, t: int, coefficients: Numbers) -> ProjectedGradi
     """Step `t` as it was applied: keys follow from the seed and the step."""
     key = fold_in(root_key(header["seed"]), t)
     group = t % header["blocks"] if header.get("blocks") else None
-    return ProjectedGradient(key, direction_keys(key, len(coefficients)), coefficients, group)
+    parts = header.get("parts", 0)
+    return ProjectedGradient(key, direction_keys(key, len(coefficients) // max(parts, 1)), coefficients, group, parts)
 
 
 def replay(header: Header, records: Sequence[Record], weights: Weights, start: int = 0) -> Memory:

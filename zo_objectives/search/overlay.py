@@ -59,6 +59,8 @@ Own = Vector | Matrix
 
 def own_of(weights: Weights, probes: Sequence[Probe]) -> dict[int, Own]:
     """What is each member's own, in every tensor that any of `probes` moves, by the parameter's id. Raises InputError."""
+    if any(p.part for p in probes):
+        raise InputError("Members cannot be batched with rows apart. Use rows=together, or members=sequential.")
     held = {g: {t.name for t in weights.members_of(g)} for g in {p.group for p in probes}}
     result = {}
     for tuned in weights.tuned:

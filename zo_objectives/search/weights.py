@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from zo_objectives.errors import InputError, unknown
-from zo_objectives.search.estimators import Probe, ProjectedGradient
-from zo_objectives.search.geometry import Geometry, pieces
+from zo_objectives.search.estimators import Part, Probe, ProjectedGradient
+from zo_objectives.search.geometry import Geometry, InPart, pieces, rows_in
 from zo_objectives.search.layers import Layers
 from zo_objectives.search.rules import UpdateRule
 from zo_objectives.search.stores import STORES
 from zo_objectives.search.tuned import Tuned, find_tuned
 
 PIECE = 1 << 20  # elements updated at a time on a CPU, which bounds the scratch memory of a step
+WHOLE = Part(0, 1)  # every row
 ELSEWHERE = 32  # times as many on other devices, where a call costs more than what it does to a small piece
 
 
@@ -115,7 +116,8 @@ class Weights:
         with self.opened(), torch.no_grad():
             try:
                 if probe.scale != 0:
-                    self.store.open(self.members_of(probe.group), probe, self.geometry)
+                    geometry = InPart(self.geometry, *probe.part) if probe.part else self.geometry
+                    self.store.open(self.members_of(probe.group), probe, geometry)
                 yield
             finally:
                 self.store.close()
@@ -141,7 +143,11 @@ class Weights:
         for t in self.tuned:
             device, gain = t.parameter.device, self.geometry.probe_gain(t.name)
             scales = torch.tensor([p.scale * gain if t.name in held[p.group] else 0.0 for p in probes], device=device)
-            z = self.geometry.directions(keys, t.leaf, range(t.parameter.numel()), device)[rows.to(device)]
+            span = range(t.parameter.numel())
+            z = self.geometry.directions(keys, t.leaf, span, device)[rows.to(device)]
+            if any(p.part for p in probes):
+                first, of = torch.tensor([p.part or WHOLE for p in probes], device=device).T[:, :, None]
+                z = z * (rows_in(t.leaf, span, device) % of == first)
             result[t.name] = (self.store.read(t) + scales[:, None] * z).view(len(probes), *t.parameter.shape)
         return result
 
@@ -168,6 +174,8 @@ class Weights:
 
     def _ascend_at_once(self, t: int, gradient: ProjectedGradient, tuned: Tuned) -> bool:
         """The same bits as in pieces, in one pass over memory: for one direction of signs, where c * z is exact."""
+        if gradient.parts:
+            return False
         theta = self.store.own(tuned)
         moving = [(k, c) for k, c in zip(gradient.keys, gradient.coefficients, strict=True) if c != 0]
         if theta is None or not self.rule.linear or not self.geometry.signs or len(moving) > 1 or self.rule.pull:
@@ -183,6 +191,14 @@ class Weights:
     def _gradient_piece(self, gradient: ProjectedGradient, tuned: Tuned, span: slice) -> Tensor:
         """sum_k c_k z_k in elements `span`."""
         total = torch.zeros(span.stop - span.start, device=tuned.parameter.device)
+        if gradient.parts:
+            part = rows_in(tuned.leaf, range(span.start, span.stop), total.device) % gradient.parts
+            shares = torch.from_numpy(gradient.coefficients.reshape(-1, gradient.parts)).to(total.device)
+            for key, share in zip(gradient.keys, shares, strict=True):
+                total += (
+                    self.geometry.directions([key], tuned.leaf, range(span.start, span.stop), total.device)[0] * share[part]
+                )
+            return total
         for key, coefficient in zip(gradient.keys, gradient.coefficients.tolist(), strict=True):
             if coefficient != 0.0:
                 self.geometry.axpy(total, total, key, tuned.leaf, coefficient, span.start)
