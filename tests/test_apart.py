@@ -25,9 +25,10 @@ from zo_objectives.results import read_history
 from zo_objectives.run import execute
 from zo_objectives.scoring import REST, Kind, Pool, TailScorer, scorer_for
 from zo_objectives.search import journal
-from zo_objectives.search.estimators import Part, Probe, Spsa, passes
+from zo_objectives.search.estimators import Part, Probe, Spsa, passes, tie_rate
 from zo_objectives.search.geometry import Dense
 from zo_objectives.search.members import members
+from zo_objectives.search.pace import Paced, State
 from zo_objectives.search.rules import sgd
 from zo_objectives.search.schedules import constant
 from zo_objectives.search.shaping import SHAPINGS, raw, unit
@@ -235,3 +236,13 @@ def test_many_rows_share_parts(tmp_path: Path) -> None:
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
     config = made(task="reviews").model_copy(update={"task": str(task), "data_dir": str(tmp_path), "n_train": None})
     assert search(config).estimator.parts == PARTS
+
+
+def test_a_direction_ties_when_all_of_its_parts_do() -> None:
+    """What the pace goes by: a row that few answers depend on ties often, and says nothing of how far probes should go."""
+    apart = Spsa(0.5, 2, unit, parts=3)
+    one = apart.gradient(3, [1, 0, 0, 0, 0, 0, *[0.5] * 6])
+    assert tie_rate(one) == 0.5
+    assert tie_rate(apart.gradient(3, [0.5] * 12)) == 1.0
+    memory = Paced(apart).remember([1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0], 0)
+    assert State.of(memory) == State()

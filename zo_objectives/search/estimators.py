@@ -347,5 +347,6 @@ def check_finite(numbers: Sequence[float], scores: tuple[float, ...], t: int) ->
 
 
 def tie_rate(gradient: ProjectedGradient) -> float:
-    """The share of directions that told nothing: coefficients of zero."""
-    return float(np.mean(gradient.coefficients == 0))
+    """The share of directions that told nothing: coefficients of zero, at all of its parts where it is taken apart."""
+    told = gradient.coefficients.reshape(-1, max(gradient.parts, 1)).any(axis=1)
+    return float(np.mean(~told))
