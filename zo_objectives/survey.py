@@ -4,6 +4,8 @@ Few forward passes: at every scale some mirrored pairs, the same directions at a
 What the model said is kept for one scale at a time; every batch is then judged on parts of it, by the objective alone.
 `plateau.py` says what is derived from that, and what was fitted.
 
+Pairs are of whole directions, also for a run that takes them apart by label rows, and needs fewer then.
+
 Tie rates are seen on one half of the examples and predicted from the other. In a score that is a mean over examples, those
 are counted; a metric of the whole batch is asked for every part, about 200 times a pair and scale.
 """
