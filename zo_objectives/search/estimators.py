@@ -178,17 +178,16 @@ class Spsa(Several):
         found = _estimate(key, self.shaping, pairs[:, 0] - pairs[:, 1], self.scale, Contrast.PAIR)
         if not self.parts:
             return found
-        share = (
-            self.parts if self.shaping in (raw, centred) else math.sqrt(self.parts)
-        )  # of the directions an element is moved by
-        coefficients = found.coefficients * np.float32(share)
+        slopes = self.shaping in (raw, centred)  # an element is moved by one pair in `parts` of those that were weighed
+        coefficients = found.coefficients * np.float32(self.parts if slopes else math.sqrt(self.parts))
         return ProjectedGradient(key, self.keys(key, t), coefficients, parts=self.parts)
 
 
 def passes(probes: Sequence[Probe]) -> int:
     """How many forward passes tell what a head says at some probes: its logits are linear in every row by itself, so that
     two, at a direction's ends, tell them at all of its parts."""
-    return len(probes) - len(apart := [p for p in probes if p.part]) + len({p._replace(part=None) for p in apart})
+    ends = {p._replace(part=None) for p in probes if p.part}
+    return len(ends) + sum(p.part is None for p in probes)
 
 
 class OneSided(Several):

@@ -20,8 +20,8 @@ from zo_objectives.search.stores import STORES
 from zo_objectives.search.tuned import Tuned, find_tuned
 
 PIECE = 1 << 20  # elements updated at a time on a CPU, which bounds the scratch memory of a step
-WHOLE = Part(0, 1)  # every row
 ELSEWHERE = 32  # times as many on other devices, where a call costs more than what it does to a small piece
+WHOLE = Part(0, 1)  # every row
 
 
 class Realised(NamedTuple):
@@ -192,12 +192,11 @@ class Weights:
         """sum_k c_k z_k in elements `span`."""
         total = torch.zeros(span.stop - span.start, device=tuned.parameter.device)
         if gradient.parts:
-            part = rows_in(tuned.leaf, range(span.start, span.stop), total.device) % gradient.parts
+            elements = range(span.start, span.stop)
+            part = rows_in(tuned.leaf, elements, total.device) % gradient.parts
             shares = torch.from_numpy(gradient.coefficients.reshape(-1, gradient.parts)).to(total.device)
             for key, share in zip(gradient.keys, shares, strict=True):
-                total += (
-                    self.geometry.directions([key], tuned.leaf, range(span.start, span.stop), total.device)[0] * share[part]
-                )
+                total += self.geometry.directions([key], tuned.leaf, elements, total.device)[0] * share[part]
             return total
         for key, coefficient in zip(gradient.keys, gradient.coefficients.tolist(), strict=True):
             if coefficient != 0.0:
