@@ -111,7 +111,8 @@ BRIDGE = {
     "norms": "",
     "trunk": "anatomy hf passes sheet states",
     "tail": "errors hf norms passes sheet states subsets trunk",
-    "readout": "generation sheet tail",
+    "growing": "hf passes sheet trunk",
+    "readout": "generation growing passes sheet tail",
     "scoring": (
         "draws errors estimators generation hf objectives outputs passes readout sheet sheets subsets tail tasks "
         "trunk weights"

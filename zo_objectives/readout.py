@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zo_objectives.growing import growing
 from zo_objectives.language.generation import Sampler
+from zo_objectives.language.passes import MICRO_TOKENS, micro_batches
 from zo_objectives.language.sheet import Ids, Ints, Sheet
 from zo_objectives.tail import Sites, Stacked, Tail, member_count
 
@@ -57,6 +59,17 @@ class Decoder:
     def __call__(self, stacked: Stacked, prompts: Sequence[Ids], examples: Sequence[int]) -> list[list[list[int]]]:
         """Continuations [members][prompts]; a stop token ends one and is included. `examples` number the prompts."""
         members = member_count(stacked)
+        said: list[list[list[int]]] = [[[] for _ in prompts] for _ in range(members)]
+        for group in micro_batches(prompts, MICRO_TOKENS // members):
+            found = self._together(stacked, [prompts[i] for i in group], [examples[i] for i in group])
+            for row, continuations in zip(said, found, strict=True):
+                for i, tokens in zip(group, continuations, strict=True):
+                    row[i] = tokens
+        return said
+
+    def _together(self, stacked: Stacked, prompts: Sequence[Ids], examples: Sequence[int]) -> list[list[list[int]]]:
+        """The same of a few prompts, whose past all members can hold at a time."""
+        members, run = member_count(stacked), growing(self.sites.lm, self.sites.trunk)
         said: list[list[Ids]] = [list(prompts) for _ in range(members)]
         alive = [list(range(len(prompts))) for _ in range(members)]
         stop = set(self.stops)
@@ -66,7 +79,7 @@ class Decoder:
                 break
             there = np.arange(widths.max()) < widths[:, None]
             numbers, of = np.zeros(there.shape, dtype=np.int64), np.zeros(there.shape, dtype=np.int64)
-            numbers[there] = self.sites.of_prefixes([said[m][i] for m in range(members) for i in alive[m]])
+            numbers[there] = self.sites.of_prefixes([said[m][i] for m in range(members) for i in alive[m]], run)
             of[there] = [examples[i] for a in alive for i in a]
             chosen = self._next(stacked, self.sites.at(numbers), of, position)
             for m in range(members):

@@ -138,21 +138,25 @@ class Sites:
         else:
             keys = [_digest(sheet.sequences[q][: p + 1]) for q, p in places]
         if any(k not in self._numbers for k in keys):
-            self._add(keys, sheet)
+            self._add(keys, self._states(sheet))
         return np.array([self._numbers[k] for k in keys])
 
-    def of_prefixes(self, prefixes: Sequence[Ids]) -> Ints:
-        """The numbers of the sites at the last tokens of prefixes, [prefixes]."""
+    def of_prefixes(self, prefixes: Sequence[Ids], run: Callable[[Sequence[Ids]], Tensor] | None = None) -> Ints:
+        """The numbers of the sites at the ends of prefixes, [prefixes]; `run` gives the states [new, d] of new ones."""
         keys = [_digest(p) for p in prefixes]
         if new := {k: p for k, p in zip(keys, prefixes, strict=True) if k not in self._numbers}:
-            self._add(list(new), _last_sites(list(new.values())))
+            ends = list(new.values())
+            self._add(list(new), run(ends) if run else self._states(_last_sites(ends)))
         return np.array([self._numbers[k] for k in keys])
 
-    def _add(self, keys: Sequence[bytes], sheet: Sheet) -> None:
-        """One pass of the trunk over a sheet; the states of its sites are stored where they are new."""
+    def _states(self, sheet: Sheet) -> Tensor:
+        """The states [sites, d] of a sheet's sites, by passes of the trunk."""
         passes = plan(self.lm, sheet)
         parts = [self.trunk.run(work.batch)[work.rows, work.columns] for work in passes]
-        states = torch.cat(parts)[torch.argsort(torch.cat([work.sites for work in passes]))]
+        return torch.cat(parts)[torch.argsort(torch.cat([work.sites for work in passes]))]
+
+    def _add(self, keys: Sequence[bytes], states: Tensor) -> None:
+        """States are stored where their keys are new."""
         new = {k: i for i, k in enumerate(keys) if k not in self._numbers}
         numbers = self.kept.append(states[torch.tensor(list(new.values()), device=states.device)])
         self._numbers.update(zip(new, numbers, strict=True))

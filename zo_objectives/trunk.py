@@ -54,8 +54,8 @@ class Trunk:
         return self.where.norm if self.cut == self.where.depth else self.where.layers[self.cut]
 
     @torch.no_grad()
-    def run(self, batch: Padded) -> Tensor:
-        """Hidden states [B, T, d] at the cut, by a forward pass that stops there."""
+    def run(self, batch: Padded, **given: Any) -> Tensor:
+        """Hidden states [B, T, d] at the cut, by a forward pass that stops there, `given` a past or (as it is) none."""
         found: list[Tensor] = []
 
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -70,7 +70,7 @@ class Trunk:
             self.target.register_forward_pre_hook(catch, with_kwargs=True),
         ]
         try:
-            self.lm.model(input_ids=batch.ids, attention_mask=batch.mask, **self.lm.uncached)
+            self.lm.model(input_ids=batch.ids, attention_mask=batch.mask, **(given or self.lm.uncached))
         except _Reached:
             pass
         finally:
