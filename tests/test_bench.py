@@ -29,10 +29,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_language, "POPULATIONS", (2, 4))
     monkeypatch.setattr(bench_language, "JUDGED", 4)
     monkeypatch.setattr(bench_language, "NEW_TOKENS", 2)
+    monkeypatch.setattr(bench_language, "TEXTS", 2)
     monkeypatch.setattr(bench_language, "PROMPTS", 2)
 
 
-@pytest.mark.parametrize("part", ["noise", "step", "journal", "members"])
+@pytest.mark.parametrize("part", ["noise", "step", "journal", "members", "text"])
 def test_a_part_measures_and_says_so(part: str) -> None:
     told: list[Row] = []
     rows = measure(SMALL, [part], told.append)

@@ -35,7 +35,8 @@ def title(setting: Setting) -> str:
     return (
         f"{s.device}, {s.dtype}, medians of {s.repeat}. step, memory: OPT-{s.shape}, {b.BATCH} x {b.LENGTH} tokens;"
         f" members: OPT-{s.shape}, {m.PROMPTS} prompts x {m.NEW_TOKENS} tokens each;"
-        f" trunk: {Path(s.model).name} on {'sst2_good_bad' if s.data_dir else 'reviews'}; noise: {b.ELEMENTS:,} elements"
+        f" trunk: {Path(s.model).name} on {'sst2_good_bad' if s.data_dir else 'reviews'};"
+        f" text: {Path(s.model).name} on tidy; noise: {b.ELEMENTS:,} elements"
     )
 
 

@@ -16,7 +16,7 @@ from zo_objectives.building import build_search
 from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError, RunError
 from zo_objectives.language.anatomy import anatomy
-from zo_objectives.scoring import Evaluation, ForwardScorer
+from zo_objectives.scoring import Evaluation, ForwardScorer, Kind, scorer_for
 from zo_objectives.search import journal, kernels
 from zo_objectives.search.estimators import Spsa
 from zo_objectives.search.geometry import LowRank
@@ -29,6 +29,7 @@ from zo_objectives.workbench import Workbench
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 8, 16, 24
 POPULATIONS = (2, 8, 32, 64)
+TEXTS = 32  # prompts that members along features continue
 JUDGED = 32  # the population that the goals are about
 PATIENCE = 300.0  # seconds for a run's first step
 
@@ -110,6 +111,29 @@ def trunk_part(setting: Setting) -> Iterator[Row]:
             yield Row("trunk", what, speed, "probes/s", goal=">= 5000")
 
 
+def text_part(setting: Setting) -> Iterator[Row]:
+    """Members along features, mostly saying different things, against one after another by the model's own `generate`.
+
+    What they have said has its past kept, and is shared where they say the same; at the start nothing has been said.
+    """
+    config = make_config({"task": "tidy", "model": setting.model, "dtype": setting.dtype, "device": setting.device})
+    bench = Workbench.open(config)
+    search = build_search(bench, bench.fresh(), config)
+    pool, weights, batch = bench.pool, search.weights, bench.train[:TEXTS]
+    apart = ForwardScorer(pool, weights, None)
+    for pairs in (1, 4):
+        probes = Spsa(1.0, pairs).probes(1)
+
+        def together() -> None:
+            scorer_for(pool, weights, search.subset).outputs(Kind.TEXT, probes, batch)  # noqa: B023
+
+        times = in_turns({"apart": lambda: apart.outputs(Kind.TEXT, probes, batch), "together": together}, setting)  # noqa: B023
+        speed = len(probes) * len(batch) / times.median("together")
+        ratio = times.ratio("apart", "together")
+        goal = ">= 2" if pairs == 4 else ""
+        yield Row("text", f"{len(probes)} members, {len(batch)} prompts", speed, "texts/s", "one after another", ratio, goal)
+
+
 def start_part(setting: Setting) -> Iterator[Row]:
     """From the command to the first step that is in the journal, everything included."""
     with tempfile.TemporaryDirectory() as folder:
@@ -137,4 +161,4 @@ def _stepped(path: Path) -> bool:
         return False
 
 
-PARTS: dict[str, Part] = {"members": members_part, "trunk": trunk_part, "start": start_part}
+PARTS: dict[str, Part] = {"members": members_part, "trunk": trunk_part, "text": text_part, "start": start_part}
