@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from zo_objectives.building import Search
 from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError
 from zo_objectives.outcomes import Means, Wholes
-from zo_objectives.search.estimators import Probe
+from zo_objectives.search.estimators import Part, Probe
 from zo_objectives.search.keys import direction_keys, fold_in, root_key
 from zo_objectives.survey import BATCHES, STREAM, Survey, prepared, survey
 from zo_objectives.survey import _Look as Look
@@ -99,6 +99,51 @@ def test_scores_of_parts_are_the_objectives_own(task: str, given: dict[str, Any]
     own = [float(s) for s in search.evaluation.scores(probes, indices[half])]
     parts = outcomes.values[:, half].mean(1) if isinstance(outcomes, Means) else outcomes.score(half)
     assert parts == pytest.approx(own, abs=1e-4)  # padding differs, and so do the last digits
+
+
+@pytest.fixture(scope="module")
+def apart() -> Iterator[tuple[Workbench, Search]]:
+    yield opened(tune="features:24", n_train=None, objective="accuracy")
+
+
+def test_directions_are_taken_apart_where_the_run_does_so(apart: tuple[Workbench, Search]) -> None:
+    """For the same forwards, a pair a label row; a direction ties where all of its pairs do."""
+    bench, search = apart
+    parts, cost = search.estimator.parts, search.evaluation.scorer.pool.cost
+    assert parts == 2 and search.weights.count == 2 * 25
+    spent = cost.forwards
+    found = survey(search, bench.train, 0, **FEW)
+    assert found.forwards == cost.forwards - spent == 1 + 2 * 3 * 2
+    assert {row.numbers for row in found.rows} == {25}
+
+    indices = bench.train[:200]
+    outcomes, (rest, *ends) = around(search, indices, scale=0.1, pairs=8)
+    probes = [rest, *(e._replace(part=Part(i, 2)) for plus in ends[::2] for i in range(2) for e in (plus, _minus(plus)))]
+    scores = [float(s) for s in search.evaluation.scores(probes, indices)]
+    assert outcomes.said().whole.ravel() == pytest.approx(scores[1:], abs=1e-6)
+    drawn = [np.random.default_rng(i).choice(np.arange(100, 200), 16, replace=False) for i in range(100)]
+    tied = [_directions_tied(search.evaluation.scores(probes, indices[d])[1:]) for d in drawn]
+    seen, predicted = outcomes.ties(16, np.random.default_rng(0))
+    assert 0.02 < seen == pytest.approx(float(np.mean(tied)), abs=0.05) and predicted == pytest.approx(seen, abs=0.1)
+
+
+def _minus(probe: Probe) -> Probe:
+    return probe._replace(scale=-probe.scale)
+
+
+def _directions_tied(scores: Sequence[float]) -> float:
+    """The share of directions whose pairs, two a direction, all tie."""
+    pairs = np.asarray(scores, dtype=np.float64).reshape(-1, 2, 2)
+    return float((pairs[..., 0] == pairs[..., 1]).all(1).mean())
+
+
+def test_an_estimate_from_directions_apart_is_nearer_to_the_gradient() -> None:
+    cosines = []
+    for rows in ("apart", "together"):
+        bench, search = opened(tune="features:24", n_train=None, rows=rows)
+        found = survey(search, bench.train, 0, scales=(1.0,), pairs=16, batches=())
+        cosines.append(found.rows[-1].squared_cosine(4))
+    assert cosines[0] > 1.5 * cosines[1] > 0
 
 
 def test_rewards_that_do_not_apply_are_left_out() -> None:

@@ -1,7 +1,8 @@
 """From what some members said on common examples to numbers: on parts of them, and how often pairs tie on a batch.
 
-Members are the centre, then + and - of every pair. Tie rates are seen on the second half of the examples and predicted from
-the first, so that a prediction is one.
+Members are the centre, then + and - of every pair; where directions are taken apart, of the pairs of all parts of the first,
+then of the second, and a direction ties where all of its pairs do. Tie rates are seen on the second half of the examples and
+predicted from the first, so that a prediction is one.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ PARTS = 16  # into which examples are put for a metric of the whole batch
 
 
 class Ties(NamedTuple):
-    """Shares of pairs, nan where they cannot be told: from more examples than half of them, or where the objective fails."""
+    """Shares of directions; nan where they cannot be told: for a batch of more than half the examples, or a failure."""
 
     seen: float
     predicted: float
@@ -31,11 +32,15 @@ class Ties(NamedTuple):
 class Outcomes(Protocol):
     """What members said on some examples, in numbers."""
 
+    @property
+    def parts(self) -> int:
+        """How many pairs a direction has."""
+
     def said(self) -> Said:
         """Scores on parts and on the whole."""
 
     def ties(self, batch: int, rng: np.random.Generator) -> Ties:
-        """How often pairs tie on a batch of this size."""
+        """How often directions tie on a batch of this size."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Means:
     """A score that is the mean over examples of `values` [members, examples], less those that are nan."""
 
     values: Floats
+    parts: int = 1
 
     def said(self) -> Said:
         there = ~np.isnan(self.values)
@@ -52,11 +58,20 @@ class Means:
 
     def ties(self, batch: int, rng: np.random.Generator) -> Ties:
         first, second = np.array_split(self.values[1:], 2, axis=1)
-        seen = _tied(second, _without_replacement(second.shape[1], batch, rng)) if batch <= second.shape[1] else np.nan
-        if np.isin(first, (0.0, 1.0)).all():
+        drawn = _without_replacement(second.shape[1], batch, rng) if batch <= second.shape[1] else None
+        seen = self._tied(second, drawn) if drawn is not None else np.nan
+        if self.parts == 1 and np.isin(first, (0.0, 1.0)).all():
             return Ties(seen, predicted_ties(first[::2], first[1::2], batch))
         size = first.shape[1]
-        return Ties(seen, _tied(first, rng.multinomial(batch, [1 / size] * size, DRAWS).astype(np.float64)))
+        return Ties(seen, self._tied(first, rng.multinomial(batch, [1 / size] * size, DRAWS).astype(np.float64)))
+
+    def _tied(self, values: Floats, batches: Floats) -> float:
+        """The share of directions with equal means of values [2 * pairs, examples] on batches [batches, examples]."""
+        there = ~np.isnan(values)
+        sums = np.where(there, values, 0.0) @ batches.T
+        means = sums / np.maximum(there @ batches.T, 1.0)
+        close = 1e-12 * np.nanmax(np.abs(values), initial=1e-300)
+        return _share(np.abs(means[::2] - means[1::2]) <= close, self.parts)
 
 
 def _without_replacement(size: int, batch: int, rng: np.random.Generator) -> Floats:
@@ -65,12 +80,9 @@ def _without_replacement(size: int, batch: int, rng: np.random.Generator) -> Flo
     return (order < batch).astype(np.float64)
 
 
-def _tied(values: Floats, batches: Floats) -> float:
-    """The share of pairs, [2 * pairs, examples], with equal means on batches [batches, examples], but for rounding."""
-    there = ~np.isnan(values)
-    sums = np.where(there, values, 0.0) @ batches.T
-    means = sums / np.maximum(there @ batches.T, 1.0)
-    return float(np.mean(np.abs(means[::2] - means[1::2]) <= 1e-12 * np.nanmax(np.abs(values), initial=1e-300)))
+def _share(tied: NDArray[np.bool_], parts: int) -> float:
+    """The share of directions that tie, from whether their pairs [directions * parts, batches] do."""
+    return float(tied.reshape(-1, parts, tied.shape[1]).all(1).mean())
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Wholes:
 
     score: Callable[[Parts], Floats]
     examples: int
+    parts: int = 1
 
     def said(self) -> Said:
         parts = np.array_split(np.arange(self.examples), min(PARTS, self.examples // 4))
@@ -98,4 +111,4 @@ class Wholes:
             scores = np.array([self.score(np.sort(batch))[1:] for batch in batches])
         except Failure:
             return float("nan")
-        return float(np.mean(scores[:, ::2] == scores[:, 1::2])) if len(batches) else float("nan")
+        return _share((scores[:, ::2] == scores[:, 1::2]).T, self.parts) if len(batches) else float("nan")

@@ -15,6 +15,8 @@ direction k. Where the two are equal the pair *ties* and its forwards are lost. 
                 eta * a * sqrt(n Q) - eta^2 * b, with a = sqrt(S) / 2, the slope along one direction in units of the scale,
                 and b what is lost one scale away: best at eta = a * sqrt(n Q) / (2 b). Along the gradient the step is
                 eta * sqrt(n Q) times as far as a probe, and what is farther than that nobody has seen: eta <= 1 / sqrt(n Q)
+    parts       of a direction taken apart (`Spsa(parts=)`) have pairs of their own: S, N1, a and b are then a part's, d the
+                numbers in one, and as gains and losses are sums over parts, the best eta is the same function of them
 
 Fitted, on SST-2, TREC, AG News and reviews with models of a million parameters and `tune=head`: SHRINKAGE, ROOM, ENOUGH,
 BEND and the bounds of a rate and of a batch. Why a step is not to go farther: on TREC with 32 pairs, where 1 / sqrt(n Q) is

@@ -4,7 +4,8 @@ Few forward passes: at every scale some mirrored pairs, the same directions at a
 What the model said is kept for one scale at a time; every batch is then judged on parts of it, by the objective alone.
 `plateau.py` says what is derived from that, and what was fitted.
 
-Pairs are of whole directions, also for a run that takes them apart by label rows, and needs fewer then.
+Where the run takes directions apart by label rows, so does the survey: a pair is one of a part, told by the same forwards,
+in a part's numbers.
 
 Tie rates are seen on one half of the examples and predicted from the other. In a score that is a mean over examples, those
 are counted; a metric of the whole batch is asked for every part, about 200 times a pair and scale.
@@ -38,7 +39,7 @@ from zo_objectives.plateau import (
     squared_cosine,
 )
 from zo_objectives.scoring import REST, Indices, Kind, TailScorer
-from zo_objectives.search.estimators import Probe
+from zo_objectives.search.estimators import Part, Probe
 from zo_objectives.search.keys import direction_keys, fold_in, root_key
 from zo_objectives.workbench import Workbench
 
@@ -62,15 +63,16 @@ SLOW = "Expect a slow climb; a larger --tune, more training examples or a smooth
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of a scale and a batch; see plateau.py for the terms. Ties are shares of pairs, nan where not known."""
+    """What is known of a scale and a batch; see plateau.py for the terms. Ties are shares of directions, nan where not
+    known."""
 
     scale: float
     batch: int
     ties_seen: float
     ties_predicted: float
-    ties_formula: float  # closed_ties; nan where the score is no mean of 0 and 1
+    ties_formula: float  # closed_ties; nan where the score is no mean of 0 and 1, and for directions taken apart
     level: Level
-    numbers: int  # that are tuned
+    numbers: int  # that are tuned, in one part
 
     @property
     def quality(self) -> float:
@@ -145,6 +147,7 @@ def survey(
     most, before = min(BATCHES[-1], len(train)), look.forwards
     sizes = sorted({b for b in batches if b < most} | {most})
     rows, levels, scores = list[Row](), list[Level](), list[float]()
+    numbers = search.weights.count // look.parts
     with look.open(key):
         centre, signs = look.said([REST]), None
         for scale in grid:
@@ -152,7 +155,7 @@ def survey(
             said = outcomes.said()
             signs = flips(len(said.centre), rng) if signs is None else signs
             levels.append(level(scale, said, signs))
-            rows += _rows(outcomes, said, levels[-1], sizes, search.weights.count, rng)
+            rows += _rows(outcomes, said, levels[-1], sizes, numbers, rng)
             scores.append(said.rest)
             watch(scale)
     found = recommend(levels, most, budget)
@@ -165,7 +168,8 @@ def _rows(
 ) -> Iterator[Row]:
     first = slice(0, (len(said.centre) + 1) // 2)
     plus, minus, centre = said.plus[:, first], said.minus[:, first], float(said.centre[first].mean())
-    formula, rho = np.isin([plus, minus], (0.0, 1.0)).all(), float(correlations(plus, minus).mean())
+    formula = outcomes.parts == 1 and bool(np.isin([plus, minus], (0.0, 1.0)).all())
+    rho = float(correlations(plus, minus).mean())
     for batch in sizes:
         closed = closed_ties(centre, rho, batch) if formula else float("nan")
         yield Row(at.scale, batch, *outcomes.ties(batch, rng), closed, at, numbers)
@@ -178,6 +182,11 @@ class _Look:
     search: Search
     indices: Indices
     keys: Sequence[int]
+
+    @property
+    def parts(self) -> int:
+        """How many pairs a direction has."""
+        return max(self.search.estimator.parts, 1)
 
     @property
     def forwards(self) -> int:
@@ -205,12 +214,16 @@ class _Look:
         """What the centre and all pairs at one scale say; an estimator's blocks take turns, as they do step by step."""
         blocks = self.search.estimator.blocks
         groups = [k % blocks if blocks else None for k in range(len(self.keys))]
-        probes = [Probe(k, s * scale, g) for k, g in zip(self.keys, groups, strict=True) for s in (1.0, -1.0)]
+        parts = [Part(i, self.parts) for i in range(self.parts)] if self.parts > 1 else [None]
+        sides = [(part, sign * scale) for part in parts for sign in (1.0, -1.0)]
+        probes = [Probe(k, at, g, part) for k, g in zip(self.keys, groups, strict=True) for part, at in sides]
         said = [one + others for one, others in zip(centre, self.said(probes), strict=True)]
         evaluation = self.search.evaluation
         examples = evaluation.scorer.pool.at(self.indices)
         values = evaluation.signal.of_examples(evaluation.objective, said, examples)
-        return Means(values) if values is not None else Wholes(partial(self._score, said), len(examples))
+        if values is not None:
+            return Means(values, self.parts)
+        return Wholes(partial(self._score, said), len(examples), self.parts)
 
     def _score(self, said: Sequence[Sequence[Outputs]], part: Indices) -> Floats:
         """The objective of every member, [members], on some of the examples, by number."""
@@ -247,7 +260,7 @@ def judged(
     weak = at.quality(batch) < 0.5 or tied > 0.5
     told = (
         f"At scale {scale:g} and batch {batch}, {at.quality(batch):.0%} of what a pair says is signal and {tied:.0%} of"
-        f" pairs tie; noise and signal are level at a batch of {at.par:.0f}."
+        f" directions tie; noise and signal are level at a batch of {at.par:.0f}."
     )
     return ("weak", f"{told} {SLOW}") if weak else ("signal", told)
 

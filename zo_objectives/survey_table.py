@@ -20,7 +20,7 @@ EVERY = 4  # from one batch that is shown to the next, at least; the file has al
 COLUMNS = ("scale", "drop", "corr", "p", "B*", "batch", "ties seen", "predicted", "signal", "cosine", "")
 LEGEND = (
     "drop: what is lost one scale away, ± standard error. corr: of a pair's outcomes over examples. p: of no signal.",
-    "B*: the batch at which noise is as large as the signal. ties: of pairs, seen on one half of the examples and predicted",
+    "B*: the batch at which noise is as large as the signal. ties: of directions, seen on half of the examples, predicted",
     "from the other. signal: its share of what a pair says. cosine: of {pairs} pairs' estimate with the smoothed gradient.",
 )
 
@@ -58,9 +58,10 @@ def measured(
             )
         except RunError as error:
             raise InputError(f"{error} Nothing was measured; mend the function and try again.") from error
+    each = ", a pair for each label row" if search.estimator.parts > 1 else ""
     parts = (
         f"{bench.spec.task}: {search.evaluation.objective.name} {found.centre:.3f} at the start",
-        f"tune={config.tune}, {search.weights.count:,} numbers",
+        f"tune={config.tune}, {search.weights.count:,} numbers{each}",
         f"{found.forwards:,} forwards of {found.examples:,} examples",
     )
     return found, About(bench.spec.task, ", ".join(parts), pairs_for(budget), tuple(bench.notes))
