@@ -499,7 +499,7 @@ def test_a_run_that_left_no_weights_is_named(comparison: tuple[Path, int], tmp_p
 def test_an_old_run_from_a_probe_is_read_and_replays(tmp_path: Path) -> None:
     found = read_config(OLD)
     assert [(stage.method, stage.called) for stage in found.stages] == [("lp", "lp"), ("zo", "lp+zo")]
-    given = {**SMALL, "tune": "head", "ft": {**SMALL["ft"], "steps": 3}}
+    given = {**SMALL, "tune": "head", "scale": 0.5, "ft": {**SMALL["ft"], "steps": 3}}  # the default then
     assert identity(found) == identity(make_config(method_settings(given, "lp+zo")))
     assert "step 1 replays to the saved weights bit for bit" in verify(OLD)
     copied = shutil.copytree(OLD, tmp_path / "old")

@@ -103,7 +103,7 @@ class RunConfig(BaseModel):
     )
     growth: Literal["constant", "linear"] = Field("constant", description="linear: from 1 direction up to all of them")
     scale: float = Field(
-        0.5,
+        1.0,
         gt=0,
         description="how far probes are: in units of each tensor's root mean square if relative, in nats along features",
     )
