@@ -240,6 +240,28 @@ def test_only_a_plain_model_of_a_family_that_fills_in_masks_is_an_encoder(tmp_pa
     assert hf.form_at(str(tmp_path / "unnamed")) is Form.ENCODER
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["with its head", "without"])
+def test_an_encoder_that_was_trained_from_a_masked_model_is_one(kept: bool, tmp_path: Path) -> None:
+    """As all-distilroberta-v1, whose configuration names RobertaForMaskedLM."""
+    whole = tiny.make_masked("roberta")
+    (whole.model if kept else whole.model.base_model).save_pretrained(tmp_path)
+    whole.tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["RobertaForMaskedLM"]}))
+    types = [
+        {"type": f"sentence_transformers.models.{kind}", "path": path}
+        for kind, path in (("Transformer", ""), ("Pooling", "p"))
+    ]
+    if kept:
+        assert hf.form_at(str(tmp_path)) is Form.MASKED
+    (tmp_path / MODULES).write_text(json.dumps(types))
+    lm = hf.load(str(tmp_path))
+    assert lm.form is Form.ENCODER
+    ids = torch.tensor([hf.encode(lm, "a good film")[0]])
+    own = whole.model.base_model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(lm.model.encoder(input_ids=ids).last_hidden_state, own)
+
+
 # Runs
 
 TASK = """task: t

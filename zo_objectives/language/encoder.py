@@ -186,15 +186,21 @@ def _file(path: str, name: str) -> Path | None:
 
 
 def is_encoder(config: Any, path: str) -> bool:
-    """Whether a model is an encoder without a head: of a family that fills in masks, its architecture a plain model, or,
-    where none is named, with sentence-transformers' files."""
+    """Whether a model is an encoder of sentences: of a family that fills in masks, and its architecture a plain model, or
+    with sentence-transformers' files, which say how to pool.
+
+    Those name an architecture that was trained on, such as RobertaForMaskedLM, also where the head was left away.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
     family = config.model_type
     if family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
         return False
     named = getattr(config, "architectures", None)
-    return named == [MODEL_MAPPING_NAMES.get(family)] if named else _file(path, MODULES) is not None
+    if named == [MODEL_MAPPING_NAMES.get(family)]:
+        return True
+    modules = _file(path, MODULES)
+    return modules is not None and (not named or "Pooling" in dict(_modules(modules)))
 
 
 def load(path: str, **given: Any) -> tuple[SentenceEncoder, dict[str, Any]]:
@@ -223,11 +229,16 @@ def longest_of(path: str) -> int | None:
     return None if said is None else int(said)
 
 
+def _modules(file: Path) -> list[tuple[str, str]]:
+    """The kinds of sentence-transformers' modules and their folders."""
+    return [(m["type"].rpartition(".")[2], m["path"]) for m in json.loads(file.read_text(encoding="utf-8"))]
+
+
 def pooling_of(path: str) -> str:
     """The pooling that a model's files name. Raises InputError for one that is not known here."""
     modules, folder = _file(path, MODULES), POOLING
     if modules is not None:
-        said = [(m["type"].rpartition(".")[2], m["path"]) for m in json.loads(modules.read_text(encoding="utf-8"))]
+        said = _modules(modules)
         if strange := [kind for kind, _ in said if kind not in ("Transformer", "Pooling", "Normalize")]:
             raise InputError(f"{modules} names a module {strange[0]}. Known: Transformer, Pooling and Normalize.")
         if "Pooling" not in dict(said):
