@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from small import FIXED
 from torch import Tensor
 
-from zo_objectives import subsets
+from zo_objectives import readout, subsets
 from zo_objectives.active_run import Run
 from zo_objectives.batched import BatchedScorer
 from zo_objectives.cli import main
@@ -324,6 +324,28 @@ def test_the_tail_says_what_forward_passes_say(family: str, kind: Kind, base: bo
         subsets.without_rows(lm)
         if kind is not Kind.CHOICE or lm.masked:
             return
+
+
+@pytest.mark.parametrize("cells", [readout.CELLS, 900])  # all at once, and a few sites at a time
+def test_logits_that_no_member_changes_are_computed_once_a_site(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where tokens are read that have no label row."""
+    monkeypatch.setattr(readout, "CELLS", cells)
+    lm = tiny.make()
+    pool = pool_of(lm, Kind.CHOICE, [(" good", " bad and the plot")])
+    some = pool.choices.columns[1:].tolist()  # one token that is read has no row
+    subsets.with_features(lm, some, leading(states_of(pool, everything(pool)), 4))
+    subset = subsets.select(lm, "features", some)
+    weights = tiny.weights(lm, subset)
+    tail = scorer_for(pool, weights, subset)
+    assert isinstance(tail, TailScorer) and tail.tail.narrow
+    met: list[int] = []
+    plain = tail.tail.other_logits
+    monkeypatch.setattr(tail.tail, "other_logits", lambda hidden: met.append(len(hidden)) or plain(hidden))
+    expected = ForwardScorer(pool, weights, None)
+    for indices in (np.array([4, 0]), everything(pool), np.array([4, 0])):
+        found = tail.outputs(Kind.CHOICE, PROBES, indices)
+        assert_same(found, expected.outputs(Kind.CHOICE, PROBES, indices))
+    assert sum(met) == len(tail.sites) and max(met) <= max(1, cells // len(lm.head.weight))
 
 
 @pytest.mark.parametrize("store", ["inference", "master"])

@@ -90,4 +90,9 @@ def test_a_model_with_a_past_of_another_kind_has_its_prefixes_run_whole(config: 
 
 
 def test_a_model_that_continues_nothing_has_no_past() -> None:
-    assert has_past(tiny.make()) and not has_past(tiny.make_masked()) and not has_past(tiny.make_encoder())
+    assert (
+        has_past(tiny.make())
+        and not has_past(tiny.make("lfm2"))
+        and not has_past(tiny.make_masked())
+        and not has_past(tiny.make_encoder())
+    )

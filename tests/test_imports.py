@@ -109,7 +109,7 @@ BRIDGE = {
     "demonstrations": "data errors hf outputs sheets",
     "adapters": "errors hf",
     "norms": "",
-    "trunk": "anatomy hf passes sheet states",
+    "trunk": "anatomy errors hf passes sheet states",
     "tail": "errors hf norms passes sheet states subsets trunk",
     "growing": "hf passes sheet trunk",
     "readout": "generation growing passes sheet tail",

@@ -227,7 +227,7 @@ CUTS = (*((Kind.CHOICE, cut) for cut in range(tiny.DEPTH + 1)), (Kind.LIKELIHOOD
 
 
 @pytest.mark.parametrize(("kind", "cut"), CUTS)
-@pytest.mark.parametrize("family", (*tiny.FAMILIES, *tiny.UNPLAIN))
+@pytest.mark.parametrize("family", (*tiny.FAMILIES, *tiny.UNPLAIN, *tiny.MIXED))
 def test_every_cut_scores_as_no_cut(family: str, kind: Kind, cut: int) -> None:
     """Law 6 from the embedding to the head; and the same bits in memory and spilled, the first time and from the store."""
     lm = tiny.make(family)
@@ -244,6 +244,25 @@ def test_every_cut_scores_as_no_cut(family: str, kind: Kind, cut: int) -> None:
         assert all(np.array_equal(numbers(a), numbers(b)) for a, b in zip(found[0], other, strict=True))
     for part, whole in zip(scorers[1].outputs(kind, PROBES[:2], np.array([4, 1])), expected, strict=False):
         np.testing.assert_allclose(numbers(part), numbers(whole)[[4, 1]], atol=BOUND)
+
+
+def test_a_layer_that_is_passed_over_still_answers_for_itself() -> None:
+    """Some families ask each layer for its kind of attention and choose the mask by it."""
+    lm = tiny.make()
+    layers = lm.model.model.layers
+    with Trunk(lm, 2).given(torch.zeros(1, 1, 32)):
+        assert lm.model.model.layers[1].self_attn is layers[1].self_attn
+        assert not list(lm.model.model.layers[1].parameters())
+        with pytest.raises(AttributeError, match="no_such_thing"):
+            _ = lm.model.model.layers[1].no_such_thing
+    assert lm.model.model.layers is layers
+
+
+def test_several_states_a_token_are_refused() -> None:
+    lm = tiny.make()
+    lm.model.model.layers[-1].register_forward_hook(lambda module, inputs, output: output[:, :, None].expand(-1, -1, 4, -1))
+    with pytest.raises(InputError, match=r"LlamaForCausalLM: a token has 4 hidden states at once.*Use tune=all"):
+        Trunk(lm, tiny.DEPTH).run(passes.pad([(1, 2)], [0], 0, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("limit", [1 << 20, 3000, 0])

@@ -14,6 +14,7 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
@@ -35,6 +36,7 @@ DEPTH = 3
 FAMILIES = ("llama", "opt", "gpt2", "qwen2", "mistral")
 MASKED = ("roberta", "bert")
 UNPLAIN = ("granite", "gemma2")  # logits are scaled, or capped, behind the output head
+MIXED = ("lfm2",)  # convolutions between the layers of attention, and a final norm with a name of its own
 TIED = ("opt", "gpt2", "qwen2")
 LINES = (
     "the film is good and the plot is bad",
@@ -137,6 +139,8 @@ def _config(family: str, vocabulary: int) -> Any:
             return Qwen2Config(**sizes, **common, **grouped, **window)
         case "opt":
             return OPTConfig(**sizes, **common, ffn_dim=48, word_embed_proj_dim=32)
+        case "lfm2":
+            return Lfm2Config(**sizes, **common, **grouped, layer_types=["conv", "full_attention", "conv"])
         case "granite":
             return GraniteConfig(**sizes, **common, **grouped, logits_scaling=4.0)
         case "gemma2":

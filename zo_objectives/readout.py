@@ -46,6 +46,38 @@ def open_likelihoods(tail: Tail, stacked: Stacked, hidden: Tensor, sheet: Sheet)
     return torch.cat([sheet.likelihoods(tail.logits(group, tail.normed(group, hidden)), None) for group in groups])
 
 
+class Rest:
+    """Log of the summed exponentials of all logits but those of label rows, by the number of a site.
+
+    Where label rows are all that is tuned, no member changes it: it is computed once for every site.
+    """
+
+    def __init__(self, tail: Tail, sites: Sites) -> None:
+        self.tail, self.sites = tail, sites
+        self.known = np.zeros(0, dtype=np.float32)  # nan: not yet
+
+    def at(self, numbers: Ints) -> Tensor:
+        """Those of some sites, [*numbers.shape]."""
+        self.known = np.pad(self.known, (0, len(self.sites) - len(self.known)), constant_values=np.nan)
+        new = np.unique(numbers[np.isnan(self.known[numbers])])
+        step = max(1, CELLS // len(self.tail.weight))
+        for some in (new[start : start + step] for start in range(0, len(new), step)):
+            self.known[some] = self.tail.other_logits(self.sites.at(some)).logsumexp(-1).cpu().numpy()
+        return torch.from_numpy(self.known[numbers]).to(self.tail.weight.device)
+
+
+def narrow_likelihoods(tail: Tail, stacked: Stacked, hidden: Tensor, rest: Tensor, sheet: Sheet) -> Tensor:
+    """The same where label rows are all that is tuned, from their logits and the `rest` [sites] of the others."""
+    columns = np.union1d(tail.tokens, sheet.columns)
+    own = torch.from_numpy(np.flatnonzero(np.isin(columns, tail.tokens))).to(hidden.device)
+    parts = []
+    for group in _groups(stacked, len(hidden) * len(columns)):
+        logits = tail.logits_of(group, tail.normed(group, hidden), columns).transpose(1, 2)
+        normaliser = torch.logaddexp(logits.index_select(-1, own).logsumexp(-1), rest)
+        parts.append(sheet.likelihoods(logits, columns, normaliser))
+    return torch.cat(parts)
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Continuations by all members at once. Members that have said the same to a prompt so far share one hidden state."""

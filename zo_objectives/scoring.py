@@ -28,7 +28,7 @@ from zo_objectives.language.passes import Pass, plan, sheet_logits
 from zo_objectives.language.sheet import Ids, Sheet
 from zo_objectives.language.sheets import Reader, Scoring
 from zo_objectives.language.tasks import TaskSpec, apply_filters
-from zo_objectives.readout import Decoder, closed_likelihoods, open_likelihoods
+from zo_objectives.readout import Decoder, Rest, closed_likelihoods, narrow_likelihoods, open_likelihoods
 from zo_objectives.search.estimators import Probe, passes
 from zo_objectives.search.weights import Weights
 from zo_objectives.subsets import Subset
@@ -235,6 +235,7 @@ class TailScorer(Scorer):
         self.pool, self.weights = pool, weights
         self.tail = Tail(pool.lm, trunk, names)
         self.sites = Sites(pool.lm, trunk) if sites is None else sites
+        self.rest = Rest(self.tail, self.sites)
         self._decoded = lru_cache(maxsize=1 << 16)(pool.text)
         self._of_sheet: dict[Kind, SheetSites] = {}
 
@@ -245,12 +246,17 @@ class TailScorer(Scorer):
             return self._texts(stacked, indices, draw)
         self.pool.charge(passes(probes), kind, indices)
         known = self._known(kind)
-        hidden = known.hidden(indices)
+        numbers = known.of(indices)
+        hidden = self.sites.at(numbers)
         if known.sheet.closed:
             values = closed_likelihoods(self.tail, stacked, hidden, known.options[indices]).cpu().numpy()
             return [Choices(member) for member in values]
         sheet = known.sheet.take(indices)
-        return [self.pool.outputs(kind, sheet, member) for member in open_likelihoods(self.tail, stacked, hidden, sheet)]
+        if self.tail.narrow:
+            found = narrow_likelihoods(self.tail, stacked, hidden, self.rest.at(numbers), sheet)
+        else:
+            found = open_likelihoods(self.tail, stacked, hidden, sheet)
+        return [self.pool.outputs(kind, sheet, member) for member in found]
 
     def _known(self, kind: Kind) -> SheetSites:
         if kind not in self._of_sheet:

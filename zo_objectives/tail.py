@@ -72,6 +72,11 @@ class Tail:
     def bias(self) -> Tensor | None:
         return getattr(self.plain, "bias", None)
 
+    @property
+    def narrow(self) -> bool:
+        """Whether label rows are all that is tuned: every other logit is then the same for all members."""
+        return self.labels is not None and not self.norm_names
+
     def normed(self, stacked: Stacked, hidden: Tensor) -> Normed:
         """The final norm under every member's weights; `hidden` is [sites, d], or [members, sites, d]."""
         own = {short: stacked[name] for name, short in self.norm_names.items()}
@@ -85,6 +90,12 @@ class Tail:
             return logits
         added = torch.matmul(states.float(), self._rows(stacked).transpose(-1, -2))
         return logits.index_add_(-1, torch.from_numpy(self.tokens).to(logits.device), added)
+
+    def other_logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits [sites, vocabulary] of hidden states [sites, d]; -inf for those of label rows. See `narrow`."""
+        states = self.norm({}, hidden, 1).full[0].to(self.weight.dtype)
+        logits = nn.functional.linear(states, self.weight, self.bias).float()
+        return logits.index_fill_(-1, torch.from_numpy(self.tokens).to(logits.device), -torch.inf)
 
     def logits_of(self, stacked: Stacked, normed: Normed, columns: Ints) -> Tensor:
         """Float32 logits [members, columns, sites] of some tokens, ascending.
@@ -188,11 +199,12 @@ class SheetSites:
         tokens[self.sheet.reads_of.owner, self.sheet.read_option] = self.sheet.read_token
         return tokens
 
-    def hidden(self, examples: Ints) -> Tensor:
-        """The states of the sites of some examples, [sites, d]."""
+    def of(self, examples: Ints) -> Ints:
+        """The numbers of the sites of some examples, [sites]."""
         entries, _ = self.sheet.sites_of.take(examples)
         if (self.numbers[entries] < 0).any():
             new = np.unique(examples[self.numbers[self.sheet.sites_of.starts[examples]] < 0])
             places, _ = self.sheet.sites_of.take(new)
             self.numbers[places] = self.sites.of_sheet(self.sheet.take(new))
-        return self.sites.at(self.numbers[entries])
+        numbers: Ints = self.numbers[entries]
+        return numbers

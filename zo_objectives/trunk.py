@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zo_objectives.errors import InputError
 from zo_objectives.language.anatomy import Anatomy, anatomy
 from zo_objectives.language.hf import LanguageModel
 from zo_objectives.language.passes import Padded, Pass, micro_batches, pad
@@ -21,11 +22,15 @@ from zo_objectives.states import States
 
 
 class _Skip(nn.Module):
-    """A layer that hands on what it gets."""
+    """A layer that hands on what it gets; whatever else a model asks of it, the one that it stands for answers."""
 
-    def __init__(self, as_tuple: bool) -> None:
+    def __init__(self, layer: nn.Module, as_tuple: bool) -> None:
         nn.Module.__init__(self)
         self.as_tuple = as_tuple
+        self.__dict__["layer"] = layer  # no module of this one's
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
 
     def forward(self, hidden_states: Tensor, *inputs: Any, **named: Any) -> Any:
         return (hidden_states,) if self.as_tuple else hidden_states
@@ -55,7 +60,10 @@ class Trunk:
 
     @torch.no_grad()
     def run(self, batch: Padded, **given: Any) -> Tensor:
-        """Hidden states [B, T, d] at the cut, by a forward pass that stops there, `given` a past or (as it is) none."""
+        """Hidden states [B, T, d] at the cut, by a forward pass that stops there, `given` a past or (as it is) none.
+
+        Raises InputError for a model that hands on several states a token.
+        """
         found: list[Tensor] = []
 
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -76,6 +84,9 @@ class Trunk:
         finally:
             for handle in handles:
                 handle.remove()
+        if found[0].dim() != 3:
+            name, count = type(self.lm.model).__name__, found[0].shape[2:-1].numel()
+            raise InputError(f"{name}: a token has {count} hidden states at once, which cannot be stored. Use tune=all.")
         return found[0]
 
     def states(self, work: Pass, sequences: Sequence[Ids]) -> Tensor:
@@ -105,7 +116,7 @@ class Trunk:
 
         parent, _, attribute = self.where.layers_name.rpartition(".")
         owner = self.lm.model.get_submodule(parent)
-        skipped = [_Skip(self._as_tuple) for _ in range(self.cut)]
+        skipped = [_Skip(layer, self._as_tuple) for layer in self.where.layers[: self.cut]]
         handle = self.target.register_forward_pre_hook(enter, with_kwargs=True)
         setattr(owner, attribute, nn.ModuleList([*skipped, *self.where.layers[self.cut :]]))
         try:

@@ -53,6 +53,14 @@ def anatomy(model: Any) -> Anatomy:
     beside, _, _ = head_name.rpartition(".")
     norms = [n for n, m in modules.items() if beside and n.startswith(beside + ".") and "norm" in type(m).__name__.lower()]
     norms = norms[-1:] or [f"{parent}.{n}" for n in NORM_NAMES if f"{parent}.{n}" in modules]
+    norms = norms or _norms_behind(modules[parent], stacks[name], parent)[-1:]
     if not norms:
         raise InputError(f"{type(model).__name__}: found no final norm beside {name!r}. Use tune=all or tune=pattern:REGEX.")
     return Anatomy(stacks[name], name, modules[norms[0]], norms[0], head, head_name)
+
+
+def _norms_behind(owner: nn.Module, stack: nn.Module, parent: str) -> list[str]:
+    """The norms that a module names after its stack of layers."""
+    beside = list(owner.named_children())
+    place = next(i for i, (_, module) in enumerate(beside) if module is stack)
+    return [f"{parent}.{name}" for name, module in beside[place + 1 :] if "norm" in type(module).__name__.lower()]
