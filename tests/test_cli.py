@@ -74,6 +74,16 @@ def test_show_and_objectives(cli: Cli) -> None:
         (["run", "reviews", "--model", "./nowhere"], "does not exist"),
         (["run", "reviews", "--budget", "3"], "less than one step"),
         (["report", "nowhere"], "nowhere"),
+        (["run", "reviews", "--set", "seed=5"], "seed is no setting here: --seed or --seeds says it"),
+        (["run", "reviews", "--set", "methods.zo.task=sums"], "task is no setting here"),
+        (["compare", "reviews", "--set", "tasks.reviews.method=ft"], "method is no setting here"),
+        (["run", "reviews", "--seed", "-1"], "Setting seed=-1: Input should be greater than or equal to 0"),
+        (["compare", "reviews", "--seeds", "99999999999999999999"], "write 99999999999999999999, with the comma"),
+        (["run", "reviews", "--budget", "40", "--steps", "3"], "say the same. Give one of them"),
+        (["compare", "reviews", "--methods", "lp+ft+zo:foo"], "Unknown subset to tune 'foo'"),
+        (["run", "reviews", "--method", "ft+zo:features:0"], "give features or features:K"),
+        (["run", "reviews", "--objective", "mine.py"], "names no function: write mine.py:FUNCTION"),
+        (["probe", "reviews", "--output", "no/such/folder/x.csv"], "there is no folder no/such/folder"),
     ],
 )
 def test_wrong_input_is_exit_code_2_and_one_sentence(
@@ -119,6 +129,20 @@ def test_compare_writes_a_table_and_a_report_and_keeps_what_is_there(cli: Cli, t
     assert second.stdout.count("(was there)") == 8
     both = cli("report", str(tmp_path / "c"), "--output", str(tmp_path / "both.html"))
     assert both.returncode == 0 and (tmp_path / "both.html").stat().st_size > 5_000
+
+
+def test_a_folder_that_gathers_runs_is_not_replayed(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    done = cli("verify", str(tmp_path))
+    assert done.returncode == 2 and "gathers runs. Name one of them" in " ".join(done.stderr.split())
+
+
+def test_settings_of_a_method_that_is_not_run_are_told(cli: Cli, tmp_path: Path) -> None:
+    given = ["--set", "methods.mezo-ce+zo.scale=3", "--set", "methods.zo.scale=1"]
+    done = cli("run", "reviews", "--steps", "1", "--quiet", "--output", str(tmp_path / "r"), *TINY, *given)
+    assert done.returncode == 0, done.stderr
+    assert "Settings under methods.mezo-ce+zo are of none of the methods here." in done.stdout
+    assert "methods.zo are" not in done.stdout
 
 
 def test_run_then_verify_then_replay(cli: Cli, tmp_path: Path) -> None:

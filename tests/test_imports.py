@@ -66,6 +66,7 @@ LANGUAGE = {
     "resolve": "builtin callables composite errors evaluating expressions isolation objective plugins rewards scikit",
     "examine": "culprits errors objective outputs",
     "listing": "builtin callables errors objective plugins",
+    "fingerprint": "objective",
     "objectives": "builtin callables composite context evaluating isolation objective option_scores resolve rewards scikit",
     "prompts": "errors",
     "prepare": "countdown errors",
@@ -95,10 +96,11 @@ BRIDGE = {
     "failures": "errors estimators objectives results",
     "sweep": "compare config errors methods results run settings tasks workbench",
     "verdict": "",
+    "judged": "config errors fingerprint objectives results",
     "crew": "config errors run workbench",
     "study": "crew errors results run study_file study_page study_plan study_runs study_tables",
     "study_file": "errors methods settings",
-    "study_plan": "compare config config_files errors hf objectives settings study_file sweep tasks",
+    "study_plan": "compare config config_files errors hf objectives outputs scoring settings study_file sweep tasks",
     "study_runs": "run selection sources study_file study_plan verdict",
     "study_tables": "results study_runs verdict",
     "study_page": "charts results study_runs study_tables verdict",
@@ -134,7 +136,7 @@ BRIDGE = {
         "active_run building estimators failures journal loop pace results scoring searching settling starts weights"
     ),
     "run": (
-        "active_run adapters baselines climbing config config_files errors handover journal results selection "
+        "active_run adapters baselines climbing config config_files errors handover journal judged results selection "
         "starts workbench"
     ),
     "certainty": "culprits errors metrics objective objectives outputs",
@@ -158,7 +160,7 @@ BRIDGE = {
     "replay": (
         "adapters building config config_files errors features handover hf journal results selection starts subsets weights"
     ),
-    "compare": "config errors methods report results run selection settings starts tasks workbench",
+    "compare": "config errors features methods report results run selection settings starts tasks workbench",
     "validate": "config data errors hf methods objectives outputs prepare settings sheets tasks",
     "batched": "estimators generation members outputs overlay passes scoring sheet trunk weights",
     "bench_language": (
@@ -177,7 +179,7 @@ BRIDGE = {
     "report": "charts errors families sources standings",
     "pretrain": "errors pages reading recipe tokens training",
     "pretrain_masked": "errors masked_recipe masked_rows pages reading tokens training",
-    "api": "compare config methods objectives replay run settings tasks workbench",
+    "api": "compare config errors methods objectives replay run settings tasks workbench",
     "cli": "catalogue comparing costs errors revisiting running",
     "__main__": "cli",
     "__init__": (

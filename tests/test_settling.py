@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from zo_objectives import climbing
 from zo_objectives.building import search_seed
 from zo_objectives.compare import plan_runs
 from zo_objectives.config import RunConfig
@@ -66,6 +67,32 @@ def _flat() -> object:
 def test_a_survey_settles_only_what_it_knows(tmp_path: Path, given: dict[str, str]) -> None:
     with pytest.raises(InputError, match="settle=probe is for"):
         execute(config(steps=20, tune="features", **given), tmp_path / "run", show=False)
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_a_survey_that_takes_all_forwards_is_refused_before_it_is_made(tmp_path: Path, steps: int) -> None:
+    with pytest.raises(InputError, match=f"takes 161 forward passes for its survey, and this run has {32 * steps}"):
+        execute(config(steps=steps, tune="features"), tmp_path / "run", show=False)
+    assert not (tmp_path / "run" / SETTLED).exists()
+
+
+def test_a_survey_is_charged_once_wherever_the_run_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = config(steps=24, tune="head")
+    whole = read_history(execute(wanted, tmp_path / "whole", show=False) / "history.csv")
+    with monkeypatch.context() as broken:
+        broken.setattr(climbing, "_climbed", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            execute(wanted, tmp_path / "left", show=False)
+    assert (tmp_path / "left" / SETTLED).exists() and not (tmp_path / "left" / "history.csv").exists()
+    again = execute(wanted, tmp_path / "left", show=False)
+    assert [r.forwards for r in read_history(again / "history.csv")] == [r.forwards for r in whole]
+    (again / "results.csv").unlink()
+    execute(wanted, again, show=False)
+    assert [r.tokens for r in read_history(again / "history.csv")] == [r.tokens for r in whole]
+
+
+def _interrupted(*given: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_stages_of_a_chain_are_settled_apart(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def cell(*methods: Any, **given: Any) -> list[dict[str, Any]]:
         ({"pairs": [["zo", "zo"]]}, "compares a method with itself"),
         ({"pairs": [["zero-shot", "mezo-ce"]]}, "no cell has both methods"),
         ({"pairs": [["zo"]]}, "field 'pairs.0.1' is missing"),
+        ({"tuning_seeds": [21]}, "seed 21 is in tuning_seeds and in seeds"),
         ({"grids": {"ft": {}}}, "Unknown method in grids 'ft'"),
         ({"grids": {"zo": {"scale": 0.3}}}, "field 'grids.zo.scale': .*list"),
         ({"settings": {"objective": "f1"}}, "field 'settings': objective is no setting here: it is a field of a cell"),
@@ -92,6 +93,24 @@ def cell(*methods: Any, **given: Any) -> list[dict[str, Any]]:
 def test_a_wrong_file_is_refused_by_field_and_with_a_cure(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         read_study(written(tmp_path, **changes))
+
+
+def test_what_is_wrong_in_a_cell_is_told_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Unknown method 'mezo'") as told:
+        read_study(written(tmp_path, cells=cell("mezo")))
+    assert "at least 1" not in str(told.value)
+
+
+def test_a_grid_of_what_a_survey_decides_is_refused() -> None:
+    probed = {"method": "zo", "name": "probed", "settings": {"settle": "probe"}}
+    with pytest.raises(InputError, match="probed: a grid of scale has no meaning with settle=probe"):
+        planned(cells=cell("mezo-ce", probed), grids={"probed": {"scale": [0.3, 1.0]}})
+    planned(cells=cell("mezo-ce", probed), grids={"probed": {"tune": ["features:8", "features:24"]}})
+
+
+def test_a_metric_of_another_kind_of_task_is_refused_before_anything_is_run() -> None:
+    with pytest.raises(InputError, match=r"Cell .*: Objective 'f1_macro' needs a multiple-choice task"):
+        planned(cells=[{"task": "tidy", "metric": "f1_macro", "methods": ["mezo-ce"], "budget": 4}], grids={})
 
 
 def test_a_missing_file_and_a_list_are_refused(tmp_path: Path) -> None:

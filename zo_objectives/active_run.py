@@ -20,7 +20,7 @@ from zo_objectives.language.objectives import Failure, Objective, scoring
 from zo_objectives.language.outputs import Outputs
 from zo_objectives.predictions import records
 from zo_objectives.results import PeakMemory, ResultRow, jsonl, to_csv, write_atomically
-from zo_objectives.scoring import Evaluation, Indices, Kind, Pool, Scorer, kind_for
+from zo_objectives.scoring import Evaluation, Indices, Kind, Scorer, kind_for
 from zo_objectives.selection import Look, Selection
 from zo_objectives.starts import Start
 from zo_objectives.workbench import Workbench
@@ -180,11 +180,6 @@ class Run:
 
     def save(self, rows: list[ResultRow]) -> None:
         write_atomically(self.output / "results.csv", to_csv(rows, ResultRow))
-
-
-def spent_so_far(pool: Pool) -> tuple[int, int, int]:
-    """Forward passes, examples and tokens charged until now."""
-    return pool.cost.forwards, pool.cost.examples, pool.cost.tokens
 
 
 def model_name(name: str) -> str:

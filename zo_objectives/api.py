@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from zo_objectives.compare import run_folder
+from zo_objectives.compare import run_folder, with_budget
 from zo_objectives.config import make_config
+from zo_objectives.errors import InputError
 from zo_objectives.language.objectives import Objective, resolve
 from zo_objectives.language.tasks import load_task
 from zo_objectives.methods import in_all_stages, method_settings
@@ -42,6 +43,7 @@ def tune(
     *,
     objective: str | Callable[..., Any] | Objective | None = None,
     output: str | Path | None = None,
+    budget: int | None = None,
     show: bool = True,
     **settings: Any,
 ) -> Tuned:
@@ -49,7 +51,8 @@ def tune(
     objective.
 
     `task` is a name or a YAML file, `objective` a name or a callable (see objectives.py for the forms), `settings` are
-    those of config.RunConfig. A run that was left in `output` is taken up again. Raises InputError, RunError.
+    those of config.RunConfig; `budget` forward passes may be given in place of `steps`. A run that was left in `output` is
+    taken up again. Raises InputError, RunError.
     """
     name = objective if isinstance(objective, str) else None
     resolved = None if objective is None or name is not None else resolve(objective)
@@ -58,6 +61,10 @@ def tune(
     method = given.setdefault("method", "zo")
     merged = method_settings(merge(task_settings(spec), given), method)
     config = make_config(in_all_stages(merged, task=task, objective=name))
+    if budget is not None:
+        if "steps" in settings:
+            raise InputError(f"steps={settings['steps']} and budget={budget} say the same. Give one of them.")
+        config = with_budget(config, budget)
     folder = Path(output) if output else Path(run_folder(config))
     execute(config, folder, bench=Workbench.open(config, resolved) if resolved else None, show=show)
     return Tuned(folder, pd.read_csv(folder / "results.csv"))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zo_objectives import probing, starts, subsets
-from zo_objectives.active_run import Clock, Run, spent_so_far
+from zo_objectives.active_run import Clock, Run
 from zo_objectives.best_of import best_of_n
 from zo_objectives.building import batch_of
 from zo_objectives.errors import InputError, RunError
@@ -50,7 +50,7 @@ def linear_probing(run: Run) -> list[ResultRow]:
     starts.save_weights(run.output / probing.PROBE, {"weights": torch.from_numpy(probe.weights)})
     before = run.watch(ForwardScorer(pool, None, None), bench.metrics[:1], bench.test)[1]
     scorer = _Probed(pool, probe)
-    rows, after = run.measure(scorer, spent_so_far(pool), clock.seconds, probe.weights.size, None, "cross_entropy", "probe")
+    rows, after = run.measure(scorer, pool.cost.spent, clock.seconds, probe.weights.size, None, "cross_entropy", "probe")
     run.save_predictions(before, after)
     return rows
 
@@ -142,7 +142,7 @@ def _tuned(run: Run, pool: Pool, tuned: Mapping[str, nn.Parameter]) -> list[Resu
             _put(tuned, base)
             tuning = _FineTuning(run, pool, kind, rate, list(tuned.values()))
             rows = [HistoryRow(0, 0, 0, 0, 0.0, None, None, score)]
-            spent, seconds = spent_so_far(pool), clock.seconds
+            spent, seconds = pool.cost.spent, clock.seconds
             for t in range(settings.steps):
                 clock.start()
                 value = tuning.step(t)
@@ -152,7 +152,7 @@ def _tuned(run: Run, pool: Pool, tuned: Mapping[str, nn.Parameter]) -> list[Resu
                     found, looks = run.headline(scorer, headline), looks + 1
                     if found > best[0]:
                         best, run.best_said = (found, t + 1, rate, _copy(tuned)), run.said
-                forwards, examples, tokens = (a - b for a, b in zip(spent_so_far(pool), spent, strict=True))
+                forwards, examples, tokens = (a - b for a, b in zip(pool.cost.spent, spent, strict=True))
                 rows.append(
                     HistoryRow(t + 1, forwards, examples, tokens, round(clock.seconds - seconds, 3), None, None, found)
                 )
@@ -168,7 +168,7 @@ def _tuned(run: Run, pool: Pool, tuned: Mapping[str, nn.Parameter]) -> list[Resu
     for row in histories.get(best[2], next(iter(histories.values()))):
         history.append(row)
     count = sum(v.numel() for v in base.values())
-    spent_in_all = spent_so_far(pool)
+    spent_in_all = pool.cost.spent
     rows_out, after = run.measure(scorer, spent_in_all, clock.seconds, count, step, "cross_entropy", settings.tune)
     run.save_predictions(before, after)
     return rows_out

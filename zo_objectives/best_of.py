@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 
-from zo_objectives.active_run import Clock, Run, spent_so_far
+from zo_objectives.active_run import Clock, Run
 from zo_objectives.building import Search, search_seed
 from zo_objectives.config import RunConfig
 from zo_objectives.errors import InputError, SkipStep
@@ -155,7 +155,7 @@ def _met(
         for number, members in enumerate(halving(planned, scores), 1):
             clock.stop()
             mean = float(np.mean(list(members.values()))) if members else None
-            rows.append(HistoryRow(number, *spent_so_far(pool), round(clock.seconds, 3), mean, None, None))
+            rows.append(HistoryRow(number, *pool.cost.spent, round(clock.seconds, 3), mean, None, None))
             components.append(number, [score for score in scores.made if not math.isnan(score)])
             scores.made = []
             bar.update()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from zo_objectives import starts
-from zo_objectives.active_run import Clock, Run, spent_so_far
+from zo_objectives.active_run import Clock, Run
 from zo_objectives.building import Search, build_search, header_of, search_seed
 from zo_objectives.failures import Skipping
 from zo_objectives.results import Components, History, HistoryRow, ResultRow, last_step
@@ -62,7 +62,7 @@ class _Climb:
         self.skipping = Skipping(run.output / "skipped.jsonl", taken)
         self.components = Components(run.output / "components.csv", taken)
         self.clock, self.pace = Clock(), state_of(search.estimator, memory_of(log.records))
-        self.every = max(1, run.config.steps // run.config.evaluations)
+        self.every = max(1, -(-run.config.steps // run.config.evaluations))
         if self.history.rows:
             last = self.history.rows[-1]
             self.clock.seconds = last.seconds
@@ -128,7 +128,7 @@ class _Climb:
             self.log.sync()
             starts.keep_best(self.run.output, self.pool.lm, self.search.weights.state_dict())
             self.run.best_said = self.run.said
-        spent, seconds = spent_so_far(self.pool), round(self.clock.seconds, 3)
+        spent, seconds = self.pool.cost.spent, round(self.clock.seconds, 3)
         kept = (realised.applied_frac, realised.cosine) if realised else (None, None)
         self.history.append(HistoryRow(step, *spent, seconds, objective, ties, score, *kept))
 

@@ -14,10 +14,11 @@ import pandas as pd
 
 from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError, Unfit
+from zo_objectives.features import wanted
 from zo_objectives.language.tasks import TaskSpec, load_task, task_files
 from zo_objectives.methods import METHODS, PROBING, in_all_stages, method_settings, named, stages
 from zo_objectives.report import write_report
-from zo_objectives.results import machine, make_folder, versions, write_atomically
+from zo_objectives.results import machine, make_gathering, versions, write_atomically
 from zo_objectives.run import NOTES, execute, inside
 from zo_objectives.selection import of_many
 from zo_objectives.settings import Settings, for_task, merge, task_settings
@@ -57,14 +58,17 @@ def plan_runs(
         named(text)
     include = Path(settings["include_path"]) if settings.get("include_path") else None
     specs = {task: load_task(task, include)[0] for task in tasks}
+    notes = [f"Settings under methods.{n} are of none of the methods here." for n in _idle(settings, methods)]
     known = {*task_files(include), *(spec.task for spec in specs.values())}  # a file of settings may serve others too
-    configs, notes, alone = list[RunConfig](), list[str](), dict[str, RunConfig]()
+    configs, alone = list[RunConfig](), dict[str, RunConfig]()
     for task, spec in specs.items():
         given = merge(task_settings(spec, demo=demo), for_task(settings, spec.task, known))
 
         def settled(method: str, seed: int, given: Settings = given, task: str = task) -> RunConfig:
             config = make_config(in_all_stages(method_settings(given, method), task=task, seed=seed))
             check(config)
+            for stage in config.stages:
+                wanted(stage.tuned)
             return config if budget is None else with_budget(config, budget)
 
         for method in methods:
@@ -76,6 +80,15 @@ def plan_runs(
             configs += found
             alone |= {run_folder(c): c for c in (settled(text, seed) for text in texts for seed in seeds)}
     return Plan(tuple(configs), specs, tuple(notes), alone)
+
+
+def _idle(settings: Settings, methods: Sequence[str]) -> list[str]:
+    """The names under the setting `methods` that no stage of any of the methods is called by."""
+    given = settings.get("methods", {})
+    parts = [stages(text) for text in methods]
+    chains = {"+".join(part[:n]) for part in parts for n in range(1, len(part) + 1)}
+    called = chains | {stage for part in parts for stage in part} | {named(stage)[0] for part in parts for stage in part}
+    return [name for name in given if name not in called] if isinstance(given, Mapping) else []
 
 
 def _unfit(spec: TaskSpec, stage: str) -> str | None:
@@ -122,7 +135,7 @@ def run_folder(config: RunConfig) -> str:
 
 def run_plan(plan: Plan, output: Path, *, command: str, show: bool, say: Callable[[str], None]) -> Path:
     """Runs what is not there yet, and writes results.csv, comparison.json and report.html. Returns the report's path."""
-    make_folder(output)
+    make_gathering(output)
     bench: Workbench | None = None
     frames, notes = [], list(plan.notes)
     for config in plan.configs:

@@ -90,7 +90,7 @@ class RunConfig(BaseModel):
     objective: str | None = Field(None, description="what zo climbs; the task's own where not given")
     loss_weight: float = Field(0.1, gt=0, description="of the log-likelihood in nats that zo-ce adds to the objective")
     metric: str | None = Field(None, description="what counts and chooses the step; the objective, else the task's first")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=1 << 63)
 
     tune: str = Field("features", description="what is tuned; see zo_objectives.subsets")
     steps: int = Field(1200, ge=0)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from zo_objectives import starts
-from zo_objectives.active_run import Clock, Run, spent_so_far
+from zo_objectives.active_run import Clock, Run
 from zo_objectives.building import batch_of
 from zo_objectives.config import Grpo
 from zo_objectives.errors import InputError, RunError, Unfit
@@ -190,7 +190,7 @@ class _Grid:
         self._put(self.start)
         self.rows = [HistoryRow(0, 0, 0, 0, 0.0, None, None, self.score)]
         self.kept = self.kept or self.rows
-        self.spent, self.seconds, self.rollouts.drawn = spent_so_far(pool), self.clock.seconds, 0
+        self.spent, self.seconds, self.rollouts.drawn = pool.cost.spent, self.clock.seconds, 0
         batches = [batch_of(config.seed, config.grpo.batch, self.run.bench.train, t) for t in range(config.grpo.steps)]
         self.clock.start()
         trainer.train(
@@ -214,7 +214,7 @@ class _Grid:
         steps, found = self.run.config.grpo.steps, None
         if step % max(1, steps // LOOKS) == 0 or step == steps:
             found = self._looked(rate, step)
-        forwards, examples, tokens = (a - b for a, b in zip(spent_so_far(self.rollouts.pool), self.spent, strict=True))
+        forwards, examples, tokens = (a - b for a, b in zip(self.rollouts.pool.cost.spent, self.spent, strict=True))
         seconds, mean = round(self.clock.seconds - self.seconds, 3), self.rollouts.mean
         self.rows.append(HistoryRow(step, forwards, examples, tokens, seconds, mean, None, found))
         self.bar.set_postfix(rate=rate, reward="-" if mean is None else f"{mean:.3f}")
@@ -245,7 +245,7 @@ class _Grid:
         history = History(run.output / "history.csv", -1)
         for row in self.kept:
             history.append(row)
-        spent, count, name = spent_so_far(pool), sum(v.numel() for v in values.values()), self.rollouts.objective.name
+        spent, count, name = pool.cost.spent, sum(v.numel() for v in values.values()), self.rollouts.objective.name
         rows, after = run.measure(self.scorer, spent, self.clock.seconds, count, step, name, "all")
         run.save_predictions(before, after)
         return rows

@@ -50,6 +50,8 @@ def restore(folder: Path, step: int | None = None, model: str | None = None) -> 
     """
     if not (folder / "journal.zoj").exists() and (folder / BEST).exists():
         return _kept(folder, step, model)
+    if not (folder / "journal.zoj").exists() and (folder / "runs").is_dir():
+        raise InputError(f"{folder} gathers runs. Name one of them: a folder with a journal.zoj below {folder / 'runs'}.")
     header, records = journal.read(folder / "journal.zoj")
     config = make_config(upgraded(header["config"]))
     best = best_step(folder)

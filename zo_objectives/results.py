@@ -1,6 +1,7 @@
 """What a run leaves behind: tidy result rows, a history, predictions; written so that a reader never sees half a file."""
 
 import csv
+import io
 import json
 import os
 import platform
@@ -81,13 +82,23 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def to_csv(rows: Iterable[ResultRow | HistoryRow], kind: type[ResultRow] | type[HistoryRow]) -> str:
-    """CSV text with a header; None is an empty field."""
-    import pandas as pd
+def make_gathering(path: Path) -> Path:
+    """The folder of what gathers many runs. Raises InputError for one of a single run, whose results it would replace."""
+    if (path / "config.yaml").exists():
+        raise InputError(f"{path} is the folder of a run. Choose another --output.")
+    return make_folder(path)
 
-    columns = [f.name for f in fields(kind)]
-    text: str = pd.DataFrame([asdict(r) for r in rows], columns=columns, dtype=object).to_csv(index=False)
-    return text
+
+def to_csv(rows: Iterable[ResultRow | HistoryRow], kind: type[ResultRow] | type[HistoryRow]) -> str:
+    """CSV text with a header; None is an empty field, a number that is none `nan`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([[f.name for f in fields(kind)], *map(_fields, rows)])
+    return text.getvalue()
+
+
+def _fields(row: ResultRow | HistoryRow) -> list[Any]:
+    return ["" if value is None else value for value in asdict(row).values()]
 
 
 class History:
@@ -101,7 +112,7 @@ class History:
     def append(self, row: HistoryRow) -> None:
         self.rows.append(row)
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(["" if v is None else v for v in asdict(row).values()])
+            csv.writer(file, lineterminator="\n").writerow(_fields(row))
 
     @property
     def best(self) -> HistoryRow | None:

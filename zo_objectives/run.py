@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from zo_objectives import selection, starts
+from zo_objectives import judged, selection, starts
 from zo_objectives.active_run import Run
 from zo_objectives.adapters import ADAPTERS, forms
 from zo_objectives.baselines import BASELINES
@@ -51,18 +51,19 @@ def execute(
     """
     starts.check(config)
     make_folder(output)
-    if begun(output):
-        if differing := difference(identity(read_config(output)), identity(config)):
-            name, was, now = differing
-            raise InputError(
-                f"{output} holds another run: {name} was {was!r} there, and is {now!r} now. Choose another --output."
-            )
-        if (output / "results.csv").exists():
-            return output
+    there, finished = begun(output), (output / "results.csv").exists()
+    if there and (differing := difference(identity(read_config(output)), identity(config))):
+        name, was, now = differing
+        raise InputError(
+            f"{output} holds another run: {name} was {was!r} there, and is {now!r} now. Choose another --output."
+        )
+    changed = judged.keep(output, config, bench.own if bench is not None else None, begun=there, finished=finished)
+    if finished:
+        return output
     if bench is None or not bench.serves(config):
         bench = Workbench.open(config, bench.own if bench is not None else None)
     write_atomically(output / "config.yaml", dump(config))
-    if begun(output):
+    if there:
         starts.check_labels(output, bench.lm)
     else:
         starts.keep_labels(output, bench.lm)
@@ -72,6 +73,7 @@ def execute(
         keep_start(config.before, place, output, bench)
     selection.check(config, bench.metrics[0])
     run = Run(bench, config, output, show=show)
+    run.notes += changed
     with torch.no_grad():
         rows = BASELINES[config.method](run) if config.method in BASELINES else zeroth_order(run)
     if run.notes:

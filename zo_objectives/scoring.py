@@ -68,6 +68,11 @@ class Cost:
     examples: int = 0
     tokens: int = 0
 
+    @property
+    def spent(self) -> tuple[int, int, int]:
+        """Forward passes, examples and tokens."""
+        return self.forwards, self.examples, self.tokens
+
     def charge(self, forwards: int, examples: int, tokens: int) -> None:
         self.forwards += forwards
         self.examples += examples

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from safetensors.torch import load_file
 
 from zo_objectives import selection
-from zo_objectives.active_run import Run, spent_so_far
+from zo_objectives.active_run import Run
 from zo_objectives.building import Search, batch_of, build_search, search_seed
 from zo_objectives.errors import RunError
 from zo_objectives.language.outputs import Outputs
@@ -57,7 +57,7 @@ def finish(run: Run, search: Search, pool: Pool, seen: Watched) -> list[ResultRo
     step = _keep(run, search, best, seen)
     rows, after = run.measure(
         search.evaluation.scorer,
-        spent_so_far(pool),
+        pool.cost.spent,
         seen.seconds,
         search.weights.count,
         step,

@@ -70,7 +70,8 @@ class Selection:
         return f"{GAINED}{interval} over the start ({100 * self.level:g} %, paired bootstrap{choice})."
 
     def _kept(self) -> str:
-        sure = "cannot be told" if self.confidence is None else f"is {self.confidence:.3f}"
+        among = f" among {self.looks} looks" if self.looks > 1 else ""
+        sure = "cannot be told" if self.confidence is None else f"is {self.confidence:.3f}, adjusted for the choice{among}"
         told = f"The start was kept: the confidence with which step {self.best_step} beats it on validation {sure}"
         return f"{told}, and the guard asks for {self.guard:g}."
 

@@ -66,8 +66,27 @@ def read_settings(path: Path, what: str = "--config") -> Settings:
     return content
 
 
+SAID = {  # settings that are said in another way
+    "task": "the command's first argument",
+    "method": "--method or --methods",
+    "seed": "--seed or --seeds",
+}
+
+
+def _none_said(settings: Mapping[str, Any]) -> None:
+    """Raises InputError for what no setting says, also under `tasks` and `methods`."""
+    for name, value in settings.items():
+        if name in SAID:
+            raise InputError(f"{name} is no setting here: {SAID[name]} says it.")
+        if name in ("tasks", "methods") and isinstance(value, Mapping):
+            for inner in value.values():
+                _none_said(inner if isinstance(inner, Mapping) else {})
+
+
 def for_task(settings: Mapping[str, Any], task: str, known: Collection[str]) -> Settings:
-    """Settings with those under `tasks.<task>` laid over them. Raises InputError for a task that is not `known`."""
+    """Settings with those under `tasks.<task>` laid over them. Raises InputError for a task that is not `known`, and for
+    what is no setting."""
+    _none_said(settings)
     own = dict(settings)
     of_tasks = own.pop("tasks", {})
     if not isinstance(of_tasks, Mapping) or not all(isinstance(t, Mapping) for t in of_tasks.values()):

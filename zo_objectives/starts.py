@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from zo_objectives import subsets
 from zo_objectives.adapters import VIRTUAL, adapted, forms
 from zo_objectives.config import RunConfig
 from zo_objectives.config_files import identity
@@ -71,7 +72,9 @@ class Start:
 
 
 def check(config: RunConfig) -> None:
-    """Raises InputError for a chain that goes on from adapters which cannot be merged into the model."""
+    """Raises InputError for a wrong `tune`, and a chain that goes on from adapters which cannot be merged into the model."""
+    for stage in config.stages:
+        subsets.check(stage.tuned)
     for stage in config.stages[:-1]:
         found = [form for form, _ in forms(stage.tuned) if form in VIRTUAL]
         if found and stage.method != PROBING:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from zo_objectives.crew import Outcome, alone, together
 from zo_objectives.errors import RunError
-from zo_objectives.results import make_folder, write_atomically
+from zo_objectives.results import make_folder, make_gathering, write_atomically
 from zo_objectives.run import execute
 from zo_objectives.study_file import Study
 from zo_objectives.study_page import write_page
@@ -83,7 +83,7 @@ def run_study(plan: StudyPlan, *, workers: int, command: str, show: bool, say: S
 
     Raises InputError where a folder holds another run, RunError where no run could be made.
     """
-    make_folder(plan.output)
+    make_gathering(plan.output)
     there = [job for job in jobs(plan.asked) if is_done(job)]
     for job in there:
         execute(job.config, job.folder, show=False)  # checks that it is this run

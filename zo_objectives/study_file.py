@@ -129,6 +129,10 @@ class Study(_Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> "Study":
+        if both := sorted({*self.seeds} & {*self.tuning_seeds}):
+            raise ValueError(
+                f"seed {both[0]} is in tuning_seeds and in seeds: settings are chosen on other seeds than reported"
+            )
         if twice := _twice(cell.called for cell in self.cells):
             raise ValueError(f"there are two cells {twice!r}: give each a `name` of its own")
         names = {name for cell in self.cells for name in cell.names()}
@@ -168,7 +172,14 @@ def read_study(path: Path) -> Study:
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{path}: {'; '.join(_explain(e) for e in error.errors())}.") from error
+        told = [e for e in error.errors() if not _follows(e, error.errors())]
+        raise InputError(f"{path}: {'; '.join(map(_explain, told))}.") from error
+
+
+def _follows(error: Mapping[str, Any], errors: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a list is only too short because of what is wrong within it."""
+    inner = (other["loc"] for other in errors if len(other["loc"]) > len(error["loc"]))
+    return error["type"] == "too_short" and any(loc[: len(error["loc"])] == error["loc"] for loc in inner)
 
 
 def _explain(error: Mapping[str, Any]) -> str:

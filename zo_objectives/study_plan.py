@@ -7,6 +7,7 @@ what is new and keeps the rest.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2s
 from itertools import product
@@ -18,13 +19,16 @@ from zo_objectives.config import RunConfig
 from zo_objectives.config_files import HOW
 from zo_objectives.errors import InputError, unknown
 from zo_objectives.language.hf import EMBEDDED
-from zo_objectives.language.objectives import resolve
+from zo_objectives.language.objectives import BUILTIN, Failure, Objective, resolve
+from zo_objectives.language.outputs import Example, Generations
 from zo_objectives.language.tasks import TaskSpec, load_task, task_files
+from zo_objectives.scoring import Kind, kind_for
 from zo_objectives.settings import Settings, for_task, merge, nested
 from zo_objectives.study_file import Cell, Entry, Study
 from zo_objectives.sweep import Point
 
 UNNAMED = {*HOW, "seed", "before", "model", "data_dir", "include_path", "device"}  # settings that a digest leaves out
+SURVEYED = ("scale", "learning_rate", "batch", "directions", "steps")  # what settle=probe decides
 LONGEST = 100  # letters of a point in a folder's name
 
 
@@ -123,6 +127,7 @@ def _cell(study: Study, cell: Cell, places: Places, output: Path, only: Sequence
         shared = {**for_task(study.settings, spec.task, known), "metric": cell.metric}
         shared |= {"objective": cell.objective or cell.metric, "model": places.model(cell.model), **places.settings()}
         given = merge(shared, cell.settings)
+        _check_metric(spec, resolve(cell.metric))
         trials = tuple(_trial(study, cell, entry, given, output, metric) for entry in cell.methods)
     except InputError as error:
         raise InputError(f"Cell {cell.called!r}: {error}") from error
@@ -138,6 +143,13 @@ def _check_data(spec: TaskSpec, places: Places) -> None:
         raise InputError(f"{folder / 'train.jsonl'} does not exist. Put the task's data there, or mend --data-dir.")
 
 
+def _check_metric(spec: TaskSpec, metric: Objective) -> None:
+    """Raises InputError for a metric that is of another kind of task: a builtin one is asked about an empty text."""
+    if kind_for(spec, metric) is Kind.TEXT and metric is BUILTIN.get(metric.name):
+        with suppress(Failure):
+            metric(Generations([""]), [Example(0, "", {}, targets=("",))])
+
+
 def _trial(study: Study, cell: Cell, entry: Entry, given: Settings, output: Path, metric: str) -> Trial:
     seeds = tuple(dict.fromkeys((*study.tuning_seeds, *study.seeds)))
     spots = []
@@ -147,8 +159,16 @@ def _trial(study: Study, cell: Cell, entry: Entry, given: Settings, output: Path
         for key, value in values.items():
             laid = merge(laid, nested(key, value) if key.startswith("methods.") else _of(entry, nested(key, value)))
         plan = plan_runs([cell.task], [entry.method], seeds, laid, budget=cell.budget, demo=False)
+        if (
+            plan.configs
+            and plan.configs[0].settle == "probe"
+            and (idle := [k for k in values if k.split(".")[-1] in SURVEYED])
+        ):
+            raise InputError(
+                f"{entry.called}: a grid of {idle[0]} has no meaning with settle=probe, which takes it from a survey."
+            )
         if not plan.configs:
-            return Trial(entry.called, (), plan.notes[0])
+            return Trial(entry.called, (), plan.notes[-1])
         name = Point(cell.task, entry.called, values, plan.configs[0]).name
         folder = output / "runs" / slug(cell.called) / slug(entry.called)
         told = f"{cell.called}: {entry.called}{', ' * bool(name)}{name}"

@@ -15,6 +15,7 @@ from zo_objectives.verdict import CELL, CONFIDENCE, VERDICTS, tally
 
 MINUS = "\N{MINUS SIGN}"
 ALPHA = 1 - CONFIDENCE
+FEWEST = 4  # seeds for an interval to be believed
 AGAINST = ["against", "difference", "low", "high", "p", "p_holm", "verdict"]
 SAID = {"win": "wins on", "level": "is level on", "loss": "loses on", "unknown": "says nothing yet (one seed) on"}
 
@@ -134,6 +135,8 @@ def sentences(table: pd.DataFrame) -> Iterator[str]:
         f" below; level is one that contains 0. Intervals are over {_range(table['n_seeds'])} seeds, on the same test"
         f" examples; Holm's adjustment is over all {table['p'].notna().sum()} comparisons."
     )
+    if table["n_seeds"].min() < FEWEST:
+        yield f"With fewer than {FEWEST} seeds these intervals are hints: give more `seeds` before you believe one."
 
 
 def _told(row: Mapping[Any, Any]) -> str:

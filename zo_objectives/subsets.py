@@ -137,17 +137,24 @@ def plain_names(lm: LanguageModel, names: Iterable[str]) -> dict[str, str]:
     return {n: n.replace(f"{head}.head.", f"{head}.").replace(".base_layer.", ".") for n in kept}
 
 
+def check(tune: str) -> None:
+    """Raises InputError for a `tune` text that no model could have."""
+    for form, spec in forms(tune):
+        if form not in {f.partition(":")[0] for f in FORMS}:
+            raise unknown("subset to tune", form, FORMS)
+        if form == "pattern":
+            _regex(spec)
+
+
 def select(lm: LanguageModel, tune: str, tokens: Sequence[int]) -> Subset:
     """Finds what `tune` says in a model that has its adapters. Raises InputError.
 
     Label rows for `tokens`, which `head` moves, are put in.
     """
     parts = forms(tune)
-    for form, _ in parts:
-        if form not in {f.partition(":")[0] for f in FORMS}:
-            raise unknown("subset to tune", form, FORMS)
-        if form == "head":
-            with_rows(lm, tokens)
+    check(tune)
+    if any(form == "head" for form, _ in parts):
+        with_rows(lm, tokens)
     where = anatomy(lm.model) if any(form in LOCATED for form, _ in parts) else None
     names = [n for n, _ in lm.model.named_parameters()]
     chosen: set[str] = set()

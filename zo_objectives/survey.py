@@ -50,12 +50,13 @@ SCALES = (0.03, 0.1, 0.3, 1.0, 3.0)
 BATCHES = (16, 32, 64, 128, 256, 512, 1024)
 EXAMPLES, FEW = 1024, 256  # where forwards are cheap, and where each goes through a model's layers or makes text
 LEAST = 16  # examples
+PAIRS = 16  # of forward passes at each scale
 MEMBERS = (1, 8, 32)  # pairs for which a row tells the cosine
 STREAM = 1 << 40  # folded into the seed's key: no step of a run has these directions
 ADVICE = (
-    "Nothing will work with this objective and what is tuned. Try a larger --tune (norms, layers:A-B, lora, all), a smooth"
-    " objective (--objective expected_accuracy, --method mezo-ce, or mezo-ce+zo to go on from there), or a better prompt or"
-    " label words."
+    "Do not expect this objective and what is tuned to get anywhere; more --pairs see smaller signals. Try another --tune"
+    " (features, norms, layers:A-B, lora, all), a smooth objective (--objective expected_accuracy, --method mezo-ce, or"
+    " mezo-ce+zo to go on from there), or a better prompt or label words."
 )
 
 SLOW = "Expect a slow climb; a larger --tune, more training examples or a smooth objective may help."
@@ -118,13 +119,18 @@ def defaults(search: Search) -> tuple[tuple[float, ...], int]:
     return SCALES if cheap else SCALES[:3], EXAMPLES if cheap and search.evaluation.kind is not Kind.TEXT else FEW
 
 
+def forwards_of(search: Search) -> int:
+    """How many forward passes a survey takes where nothing is given; those that measure layer sizes aside."""
+    return 1 + 2 * len(defaults(search)[0]) * PAIRS
+
+
 def survey(
     search: Search,
     train: Indices,
     seed: int,
     *,
     scales: Sequence[float] | None = None,
-    pairs: int = 16,
+    pairs: int = PAIRS,
     examples: int | None = None,
     budget: int = 19_200,
     batches: Sequence[int] = BATCHES,

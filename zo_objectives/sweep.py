@@ -17,7 +17,7 @@ from zo_objectives.config import RunConfig
 from zo_objectives.errors import InputError
 from zo_objectives.language.tasks import TaskSpec, load_task
 from zo_objectives.methods import named, stages
-from zo_objectives.results import make_folder, write_atomically
+from zo_objectives.results import make_gathering, write_atomically
 from zo_objectives.run import execute
 from zo_objectives.settings import Settings, merge, nested, parse_set
 from zo_objectives.workbench import Workbench
@@ -163,7 +163,7 @@ def plan_sweep(
                     given = merge(given, nested(key, value))
                 plan = plan_runs([task], [method], seeds, given, budget=budget, demo=False)
                 if not plan.configs:
-                    raise InputError(f"{plan.notes[0]}")
+                    raise InputError(f"{plan.notes[-1]}")
                 configs = [_beginning_as(config, plain) for config in plan.configs]
                 points += [Point(task, method, chosen, config) for config in configs]
     return points
@@ -176,7 +176,7 @@ def _beginning_as(config: RunConfig, plain: Sequence[RunConfig]) -> RunConfig:
 
 def run_sweep(points: Sequence[Point], output: Path, *, show: bool, say: Callable[[str], None]) -> Path:
     """Runs what is not there yet and writes sweep.csv after every run, so that a sweep can be left and taken up again."""
-    make_folder(output)
+    make_gathering(output)
     bench: Workbench | None = None
     rows: list[dict[str, Any]] = []
     path = output / "sweep.csv"

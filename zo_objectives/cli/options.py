@@ -33,6 +33,9 @@ Config = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
+MOST_SEEDS = 10_000  # that a number stands for
+
+
 def settings_of(*, set_: list[str] | None, config: Path | None = None, **given: Any) -> dict[str, Any]:
     """The user's settings: a file's first, then options, then --set."""
     from zo_objectives.settings import merge, parse_set, read_settings
@@ -46,6 +49,8 @@ def seeds_of(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() for part in parts[:-1]) or not (parts[-1].isdigit() or (len(parts) > 1 and not parts[-1])):
         raise InputError(f"--seeds {text}: give a number of seeds, as in 3, or the seeds, as in 13,21,42.")
+    if len(parts) == 1 and int(text) > MOST_SEEDS:
+        raise InputError(f"--seeds {text}: that is how many seeds. For this one alone write {text}, with the comma.")
     seeds = [int(part) for part in parts if part] if len(parts) > 1 else list(range(int(text)))
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {text}: give at least one seed, and each once.")

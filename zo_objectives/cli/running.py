@@ -45,6 +45,8 @@ def run(
     from zo_objectives.report import write_report
 
     quiet_libraries()
+    if steps is not None and budget is not None:
+        raise InputError(f"--steps {steps} and --budget {budget} say the same. Give one of them.")
     given = {
         "model": model,
         "data_dir": data_dir,
@@ -56,7 +58,8 @@ def run(
     settings = settings_of(set_=set_, config=config, **given)
     plan = plan_runs([task], [method], [seed], settings, budget=budget, demo=False)
     if not plan.configs:
-        raise InputError(plan.notes[0])
+        raise InputError(plan.notes[-1])
+    print_notes(plan.notes)
     import pandas as pd
 
     from zo_objectives.run import NOTES, execute
@@ -101,10 +104,12 @@ def probe(
         settings = settings_of(set_=list(texts), config=config, steps=steps, **options)
         plan = plan_runs([task], [method], [seed], settings, budget=None, demo=False)
         if not plan.configs:
-            raise InputError(plan.notes[0])
+            raise InputError(plan.notes[-1])
         return plan.configs[0]
 
-    with interruptible():
+    if output is not None and not output.resolve().parent.is_dir():
+        raise InputError(f"--output {output}: there is no folder {output.parent}.")
+    with interruptible("Nothing of a survey is kept: the same command begins anew."):
         found, about = measured(settle(set_ or [], None), scales_of(scales), pairs, examples, budget, show=not quiet)
     show(found, about)
     if found.recommended is not None:

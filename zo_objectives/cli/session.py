@@ -17,12 +17,12 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(ending: str = "Give the same command to go on from where it stopped.") -> Iterator[None]:
     """Ctrl-C ends the command, not the run: what is written stays, and the same command goes on from there."""
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("\nInterrupted. Give the same command to go on from where it stopped.", err=True)
+        typer.echo(f"\nInterrupted. {ending}", err=True)
         raise typer.Exit(130) from None
 
 

@@ -161,6 +161,8 @@ def _rewards(said: Said, given: dict[str, Any], folder: Path) -> Objective:
 def imported(path: str, folder: Path) -> Any:
     """The object that `module:name`, `module.name` or `file.py:name` stands for; files are looked up from `folder`."""
     module_name, _, attribute = path.rpartition(":") if ":" in path else path.rpartition(".")
+    if path.endswith(".py"):
+        raise InputError(f"Objective {path!r} names no function: write {path}:FUNCTION.")
     try:
         module = _file(folder / module_name) if module_name.endswith(".py") else _module(module_name, folder)
     except InputError:
@@ -172,7 +174,8 @@ def imported(path: str, folder: Path) -> Any:
     try:
         return getattr(module, attribute)
     except AttributeError:
-        raise unknown(f"function in {module_name}", attribute, (n for n in dir(module) if not n.startswith("_"))) from None
+        ours = (n for n, v in vars(module).items() if n[:1] != "_" and callable(v) and v.__module__ == module.__name__)
+        raise unknown(f"function in {module_name}", attribute, ours) from None
 
 
 def _module(name: str, folder: Path) -> Any:
