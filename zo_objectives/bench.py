@@ -36,7 +36,7 @@ def title(setting: Setting) -> str:
         f"{s.device}, {s.dtype}, medians of {s.repeat}. step, memory: OPT-{s.shape}, {b.BATCH} x {b.LENGTH} tokens;"
         f" members: OPT-{s.shape}, {m.PROMPTS} prompts x {m.NEW_TOKENS} tokens each;"
         f" trunk: {Path(s.model).name} on {'sst2_good_bad' if s.data_dir else 'reviews'};"
-        f" text: {Path(s.model).name} on tidy; noise: {b.ELEMENTS:,} elements"
+        f" text: {Path(s.model).name} on tidy and sums; noise: {b.ELEMENTS:,} elements"
     )
 
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from zo_objectives.bench_search import opt
-from zo_objectives.building import build_search
+from zo_objectives.building import Search, build_search
 from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError, RunError
 from zo_objectives.language.anatomy import anatomy
 from zo_objectives.scoring import Evaluation, ForwardScorer, Kind, scorer_for
 from zo_objectives.search import journal, kernels
-from zo_objectives.search.estimators import Spsa
+from zo_objectives.search.estimators import Probe, Spsa
 from zo_objectives.search.geometry import LowRank
 from zo_objectives.search.members import members
 from zo_objectives.search.rules import sgd
@@ -112,26 +112,33 @@ def trunk_part(setting: Setting) -> Iterator[Row]:
 
 
 def text_part(setting: Setting) -> Iterator[Row]:
-    """Members along features, mostly saying different things, against one after another by the model's own `generate`.
+    """Members along features, mostly saying different things, against one after another by the model's own `generate`; and
+    the likelihoods they give to texts of several tokens.
 
-    What they have said has its past kept, and is shared where they say the same; at the start nothing has been said.
+    What they have said has its past kept, and is shared where they say the same; at the start nothing has been said. Texts
+    that are read are the same at every step, and have been read before.
     """
-    config = make_config({"task": "tidy", "model": setting.model, "dtype": setting.dtype, "device": setting.device})
-    bench = Workbench.open(config)
-    search = build_search(bench, bench.fresh(), config)
-    pool, weights, batch = bench.pool, search.weights, bench.train[:TEXTS]
-    apart = ForwardScorer(pool, weights, None)
-    for pairs in (1, 4):
-        probes = Spsa(1.0, pairs).probes(1)
+    for task, method, done in (("tidy", "zo", "made"), ("sums", "mezo-ce", "read")):
+        named = {"task": task, "method": method, "tune": "features"}
+        config = make_config({**named, "model": setting.model, "dtype": setting.dtype, "device": setting.device})
+        bench = Workbench.open(config)
+        search = build_search(bench, bench.fresh(), config)
+        for pairs in (1, 4):
+            yield _members_along_features(setting, bench, search, Spsa(1.0, pairs).probes(1), done)
 
-        def together() -> None:
-            scorer_for(pool, weights, search.subset).outputs(Kind.TEXT, probes, batch)  # noqa: B023
 
-        times = in_turns({"apart": lambda: apart.outputs(Kind.TEXT, probes, batch), "together": together}, setting)  # noqa: B023
-        speed = len(probes) * len(batch) / times.median("together")
-        ratio = times.ratio("apart", "together")
-        goal = ">= 2" if pairs == 4 else ""
-        yield Row("text", f"{len(probes)} members, {len(batch)} prompts", speed, "texts/s", "one after another", ratio, goal)
+def _members_along_features(setting: Setting, bench: Workbench, search: Search, probes: Sequence[Probe], done: str) -> Row:
+    pool, kind, batch = bench.pool, search.evaluation.kind, bench.train[:TEXTS]
+    apart, known = ForwardScorer(pool, search.weights, None), scorer_for(pool, search.weights, search.subset)
+
+    def together() -> None:
+        scorer = scorer_for(pool, search.weights, search.subset) if kind is Kind.TEXT else known
+        scorer.outputs(kind, probes, batch)
+
+    times = in_turns({"apart": lambda: apart.outputs(kind, probes, batch), "together": together}, setting)
+    speed, ratio = len(probes) * len(batch) / times.median("together"), times.ratio("apart", "together")
+    what = f"{len(probes)} members, {len(batch)} prompts, texts {done}"
+    return Row("text", what, speed, "texts/s", "one after another", ratio, ">= 2" if len(probes) == 8 else "")
 
 
 def start_part(setting: Setting) -> Iterator[Row]:
