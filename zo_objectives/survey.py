@@ -39,7 +39,7 @@ from zo_objectives.plateau import (
     squared_cosine,
 )
 from zo_objectives.scoring import REST, Indices, Kind, TailScorer
-from zo_objectives.search.estimators import Part, Probe
+from zo_objectives.search.estimators import Probe, mirrored
 from zo_objectives.search.keys import direction_keys, fold_in, root_key
 from zo_objectives.workbench import Workbench
 
@@ -220,9 +220,8 @@ class _Look:
         """What the centre and all pairs at one scale say; an estimator's blocks take turns, as they do step by step."""
         blocks = self.search.estimator.blocks
         groups = [k % blocks if blocks else None for k in range(len(self.keys))]
-        parts = [Part(i, self.parts) for i in range(self.parts)] if self.parts > 1 else [None]
-        sides = [(part, sign * scale) for part in parts for sign in (1.0, -1.0)]
-        probes = [Probe(k, at, g, part) for k, g in zip(self.keys, groups, strict=True) for part, at in sides]
+        centres = [Probe(k, scale, g) for k, g in zip(self.keys, groups, strict=True)]
+        probes = [probe for one in centres for probe in mirrored(one, self.search.estimator.parts)]
         said = [one + others for one, others in zip(centre, self.said(probes), strict=True)]
         evaluation = self.search.evaluation
         examples = evaluation.scorer.pool.at(self.indices)

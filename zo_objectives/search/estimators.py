@@ -168,10 +168,7 @@ class Spsa(Several):
         return direction_keys(key, count_at(pieces_of(self.directions), t))
 
     def probes(self, key: int, t: int = 0, memory: Memory = ()) -> tuple[Probe, ...]:
-        parts = tuple(Part(i, self.parts) for i in range(self.parts)) or (None,)
-        return tuple(
-            Probe(k, sign * self.scale, part=part) for k in self.keys(key, t) for part in parts for sign in (1.0, -1.0)
-        )
+        return tuple(probe for k in self.keys(key, t) for probe in mirrored(Probe(k, self.scale), self.parts))
 
     def gradient(self, key: int, scores: Sequence[float], t: int = 0, memory: Memory = ()) -> ProjectedGradient:
         pairs = self.shaping.utilities(_array(scores)).reshape(-1, 2)
@@ -181,6 +178,12 @@ class Spsa(Several):
         slopes = self.shaping in (raw, centred)  # an element is moved by one pair in `parts` of those that were weighed
         coefficients = found.coefficients * np.float32(self.parts if slopes else math.sqrt(self.parts))
         return ProjectedGradient(key, self.keys(key, t), coefficients, parts=self.parts)
+
+
+def mirrored(probe: Probe, parts: int = 0) -> tuple[Probe, ...]:
+    """A probe and its mirror image, +, -; or with `parts` those of each of its parts, one part after another."""
+    taken = [probe._replace(part=Part(i, parts)) for i in range(parts)] or [probe]
+    return tuple(p._replace(scale=sign * p.scale) for p in taken for sign in (1.0, -1.0))
 
 
 def passes(probes: Sequence[Probe]) -> int:
