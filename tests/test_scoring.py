@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PLBartConfig
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from zo_objectives import adapters, readout, scoring, subsets
@@ -256,6 +256,25 @@ def test_a_layer_that_is_passed_over_still_answers_for_itself() -> None:
         with pytest.raises(AttributeError, match="no_such_thing"):
             _ = lm.model.model.layers[1].no_such_thing
     assert lm.model.model.layers is layers
+
+
+def test_a_norm_that_is_called_on_embeddings_too_is_met_behind_the_layers() -> None:
+    lm = tiny.make()
+    inner = lm.model.model
+    inner.embed_tokens.register_forward_hook(lambda module, inputs, output: inner.norm(output))
+    pool = pool_for(lm, Kind.CHOICE)
+    weights = tiny.weights(lm, subsets.select(lm, "head", pool.choices.columns.tolist()))
+    expected = ForwardScorer(pool, None, None).outputs(Kind.CHOICE, [REST], everything(pool))
+    found = ForwardScorer(pool, weights, Trunk(lm, tiny.DEPTH)).outputs(Kind.CHOICE, [REST], everything(pool))
+    assert_same(found, expected)
+
+
+def test_a_norm_before_the_layers_is_refused() -> None:
+    sizes = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
+    model: Any = AutoModelForCausalLM.from_config(PLBartConfig(vocab_size=300, **sizes))
+    lm = LanguageModel(model.eval().requires_grad_(False), tiny.tokenizer("bos"), "tiny-plbart")
+    with pytest.raises(InputError, match=r"'model.decoder.layernorm_embedding' is no norm behind its layers"):
+        Trunk(lm, 2).run(passes.pad([(1, 2)], [0], 0, torch.device("cpu")))
 
 
 def test_several_states_a_token_are_refused() -> None:

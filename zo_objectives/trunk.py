@@ -62,20 +62,27 @@ class Trunk:
     def run(self, batch: Padded, **given: Any) -> Tensor:
         """Hidden states [B, T, d] at the cut, by a forward pass that stops there, `given` a past or (as it is) none.
 
-        Raises InputError for a model that hands on several states a token.
+        Raises InputError for a model that hands on several states a token, or has no norm behind its layers.
         """
-        found: list[Tensor] = []
+        found, passed = list[Tensor](), list[bool]()
+        name = type(self.lm.model).__name__
 
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
             self._as_tuple = isinstance(output, tuple)
 
+        def went(module: nn.Module, inputs: Any, output: Any) -> None:
+            passed.append(True)
+
         def catch(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if self.cut and not passed:  # a norm that is called on embeddings too
+                return
             found.append(inputs[0] if inputs else named["hidden_states"])
             raise _Reached
 
         handles = [
             self.where.layers[0].register_forward_hook(note),
             self.target.register_forward_pre_hook(catch, with_kwargs=True),
+            *([self.where.layers[self.cut - 1].register_forward_hook(went)] if self.cut else []),
         ]
         try:
             self.lm.model(input_ids=batch.ids, attention_mask=batch.mask, **(given or self.lm.uncached))
@@ -84,8 +91,12 @@ class Trunk:
         finally:
             for handle in handles:
                 handle.remove()
+        if not found:
+            raise InputError(
+                f"{name}: {self.where.norm_name!r} is no norm behind its layers. Use tune=all or pattern:REGEX."
+            )
         if found[0].dim() != 3:
-            name, count = type(self.lm.model).__name__, found[0].shape[2:-1].numel()
+            count = found[0].shape[2:-1].numel()
             raise InputError(f"{name}: a token has {count} hidden states at once, which cannot be stored. Use tune=all.")
         return found[0]
 
