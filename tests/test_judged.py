@@ -15,7 +15,16 @@ from zo_objectives.cli import main
 from zo_objectives.errors import InputError, RunError
 from zo_objectives.judged import JUDGED
 from zo_objectives.language.fingerprint import fingerprint
-from zo_objectives.language.objectives import BUILTIN, from_sklearn, from_trl, resolve
+from zo_objectives.language.objectives import (
+    BUILTIN,
+    Isolation,
+    Objective,
+    from_sklearn,
+    from_trl,
+    isolated,
+    resolve,
+    weighted,
+)
 
 SMALL: dict[str, Any] = {
     "tune": "head", "steps": 4, "batch": 8, "directions": 1, "scale": 0.3, "evaluations": 2, "n_train": 32,
@@ -47,6 +56,10 @@ def above(limit: float) -> Callable[..., float]:
     return share
 
 
+def at_least(predictions: list[int], references: list[int], limit: int = 0) -> float:
+    return sum(p >= limit for p in predictions) / len(predictions)
+
+
 class Above:
     """One with a setting, and a memory that is its own business."""
 
@@ -73,7 +86,26 @@ def test_the_same_code_has_the_same_fingerprint_and_other_code_another() -> None
     assert code(above(0.5)) == code(above(0.5)) != code(above(0.6))
     assert code(partial(accuracy)) == code(partial(accuracy))
     assert len({code(accuracy), code(error), code(uses_a_helper), code(lambda p, r: 0.1), code(lambda p, r: 0.2)}) == 5
-    assert fingerprint(from_trl([_reward], weights=[1.0])) != fingerprint(from_trl([_reward], weights=[2.0]))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda f, g: isolated(resolve(f), Isolation(timeout=5)),
+        lambda f, g: isolated(resolve(f), Isolation(pure=True)),
+        lambda f, g: weighted((1.0, resolve(f)), (0.5, resolve("f1_macro"))),
+        lambda f, g: weighted((1.0, resolve(f)), (0.5, resolve(g))),
+        lambda f, g: from_trl(f) if f is accuracy else from_trl(_reward),
+        lambda f, g: from_trl([_reward], weights=[1.0 if f is accuracy else 2.0]),
+        lambda f, g: partial(at_least, limit=1 if f is accuracy else 2),
+    ],
+)
+def test_a_function_counts_wherever_it_is(made: Callable[[Any, Any], Any]) -> None:
+    def told(a: Any, b: Any) -> str:
+        found = made(a, b)
+        return fingerprint(found) if isinstance(found, Objective) else code(found)
+
+    assert told(accuracy, error) == told(accuracy, error) != told(error, accuracy)
 
 
 def _reward(completions: list[str], **columns: Any) -> list[float]:
