@@ -32,7 +32,7 @@ from zo_objectives.replay import export, restore, verify
 from zo_objectives.results import read_history
 from zo_objectives.run import execute
 from zo_objectives.scoring import REST, ForwardScorer, Kind, Pool, TailScorer, scorer_for
-from zo_objectives.search.estimators import Probe
+from zo_objectives.search.estimators import Part, Probe
 from zo_objectives.search.geometry import LowRank, Scaled
 from zo_objectives.search.rules import sgd
 from zo_objectives.search.schedules import constant
@@ -328,7 +328,9 @@ def test_the_tail_says_what_forward_passes_say(family: str, kind: Kind, base: bo
 
 @pytest.mark.parametrize("cells", [readout.CELLS, 900])  # all at once, and a few sites at a time
 def test_logits_that_no_member_changes_are_computed_once_a_site(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where tokens are read that have no label row."""
+    """Also where tokens are read that have no label row, and where a probe is of some of the rows."""
+    parts = [Probe(11, sign * 0.5, part=Part(i, 2)) for i in range(2) for sign in (1, -1)]
+    probes = (*PROBES[:2], *parts, REST, Probe(12, 0.5))
     monkeypatch.setattr(readout, "CELLS", cells)
     lm = tiny.make()
     pool = pool_of(lm, Kind.CHOICE, [(" good", " bad and the plot")])
@@ -343,8 +345,8 @@ def test_logits_that_no_member_changes_are_computed_once_a_site(cells: int, monk
     monkeypatch.setattr(tail.tail, "other_logits", lambda hidden: met.append(len(hidden)) or plain(hidden))
     expected = ForwardScorer(pool, weights, None)
     for indices in (np.array([4, 0]), everything(pool), np.array([4, 0])):
-        found = tail.outputs(Kind.CHOICE, PROBES, indices)
-        assert_same(found, expected.outputs(Kind.CHOICE, PROBES, indices))
+        found = tail.outputs(Kind.CHOICE, probes, indices)
+        assert_same(found, expected.outputs(Kind.CHOICE, probes, indices))
     assert sum(met) == len(tail.sites) and max(met) <= max(1, cells // len(lm.head.weight))
 
 

@@ -114,7 +114,7 @@ BRIDGE = {
     "trunk": "anatomy errors hf passes sheet states",
     "tail": "errors hf norms passes sheet states subsets trunk",
     "growing": "hf passes sheet trunk",
-    "readout": "generation growing passes sheet tail",
+    "readout": "estimators generation growing passes sheet tail",
     "scoring": (
         "draws errors estimators generation hf objectives outputs passes readout sheet sheets subsets tail tasks "
         "trunk weights"

@@ -105,7 +105,7 @@ def make_masked(family: str = "roberta", dtype: torch.dtype = torch.float32) -> 
         max_position_embeddings=CONTEXT, pad_token_id=words.pad_token_id, type_vocab_size=2,
     )  # fmt: skip
     model: Any = AutoModelForMaskedLM.from_config(config, dtype=dtype)
-    _randomise(model)
+    randomise(model)
     return LanguageModel(model.eval().requires_grad_(False), words, f"tiny-{family}", form=Form.MASKED)
 
 
@@ -116,7 +116,7 @@ def make_encoder(family: str = "bert", pooling: str = "mean") -> LanguageModel:
     return LanguageModel(model, whole.tokenizer, f"tiny-{family}-encoder", form=Form.ENCODER)
 
 
-def _randomise(model: Any) -> None:
+def randomise(model: Any) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -154,7 +154,7 @@ def make(family: str = "llama", dtype: torch.dtype = torch.float32, kind: str = 
     """A model in which every tensor is random, norms and biases too, so that nothing cancels by chance."""
     words = tokenizer(kind)
     model: Any = AutoModelForCausalLM.from_config(_config(family, len(words)), dtype=dtype)
-    _randomise(model)
+    randomise(model)
     return LanguageModel(model.eval().requires_grad_(False), words, f"tiny-{family}")
 
 

@@ -11,6 +11,7 @@ from zo_objectives.growing import growing
 from zo_objectives.language.generation import Sampler
 from zo_objectives.language.passes import MICRO_TOKENS, micro_batches
 from zo_objectives.language.sheet import Ids, Ints, Sheet
+from zo_objectives.search.estimators import Part
 from zo_objectives.tail import Sites, Stacked, Tail, member_count
 
 CELLS = 1 << 24  # logits that are held at a time
@@ -66,16 +67,46 @@ class Rest:
         return torch.from_numpy(self.known[numbers]).to(self.tail.weight.device)
 
 
-def narrow_likelihoods(tail: Tail, stacked: Stacked, hidden: Tensor, rest: Tensor, sheet: Sheet) -> Tensor:
-    """The same where label rows are all that is tuned, from their logits and the `rest` [sites] of the others."""
-    columns = np.union1d(tail.tokens, sheet.columns)
-    own = torch.from_numpy(np.flatnonzero(np.isin(columns, tail.tokens))).to(hidden.device)
-    parts = []
-    for group in _groups(stacked, len(hidden) * len(columns)):
-        logits = tail.logits_of(group, tail.normed(group, hidden), columns).transpose(1, 2)
-        normaliser = torch.logaddexp(logits.index_select(-1, own).logsumexp(-1), rest)
-        parts.append(sheet.likelihoods(logits, columns, normaliser))
-    return torch.cat(parts)
+class Still:
+    """What the weights at rest say at the sites of a sheet, where label rows are all that is tuned."""
+
+    def __init__(self, tail: Tail, centre: Stacked, hidden: Tensor, rest: Tensor, sheet: Sheet) -> None:
+        self.tail, self.hidden, self.rest, self.sheet = tail, hidden, rest, sheet
+        self.columns = np.union1d(tail.tokens, sheet.columns)
+        self.own = np.isin(self.columns, tail.tokens)
+        self.logits = tail.logits_of(centre, tail.normed(centre, hidden), self.columns)[0]  # [columns, sites]
+        self.site = torch.from_numpy(sheet.read_site).to(hidden.device)
+        self.read = self.logits[
+            torch.from_numpy(np.searchsorted(self.columns, sheet.read_token)).to(hidden.device), self.site
+        ]
+
+    def likelihoods(self, stacked: Stacked, moved: Ints) -> Tensor:
+        """[members, examples, options] of members that have the label rows of tokens `moved`, ascending, elsewhere."""
+        device, others = (
+            self.hidden.device,
+            torch.from_numpy(self.own & ~np.isin(self.columns, moved)).to(self.hidden.device),
+        )
+        left = torch.logaddexp(self.rest, self.logits[others].logsumexp(0)) if others.any() else self.rest
+        those = np.flatnonzero(np.isin(self.sheet.read_token, moved))
+        place = torch.from_numpy(np.searchsorted(moved, self.sheet.read_token[those])).to(device)
+        reads, parts = torch.from_numpy(those).to(device), []
+        for group in _groups(stacked, len(self.hidden) * len(moved)):
+            logits = self.tail.logits_of(group, self.tail.normed(group, self.hidden), moved)
+            values = self.read.repeat(len(logits), 1)
+            values[:, reads] = logits[:, place, self.site[reads]]
+            parts.append(self.sheet.summed(values - torch.logaddexp(logits.logsumexp(1), left)[:, self.site]))
+        return torch.cat(parts)
+
+
+def narrow_likelihoods(still: Still, stacked: Stacked, parts: Sequence[Part | None]) -> Tensor:
+    """[members, examples, options] where label rows are all that is tuned, and of those only a part's where it is given."""
+    order, found = list[int](), list[Tensor]()
+    for part in dict.fromkeys(parts):
+        members = [i for i, p in enumerate(parts) if p == part]
+        moved = still.tail.tokens if part is None else still.tail.tokens[part.first :: part.of]
+        found.append(still.likelihoods({name: values[members] for name, values in stacked.items()}, moved))
+        order += members
+    return torch.cat(found)[torch.argsort(torch.tensor(order, device=found[0].device))]
 
 
 @dataclass(frozen=True)

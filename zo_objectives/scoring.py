@@ -28,7 +28,7 @@ from zo_objectives.language.passes import Pass, plan, sheet_logits
 from zo_objectives.language.sheet import Ids, Sheet
 from zo_objectives.language.sheets import Reader, Scoring
 from zo_objectives.language.tasks import TaskSpec, apply_filters
-from zo_objectives.readout import Decoder, Rest, closed_likelihoods, narrow_likelihoods, open_likelihoods
+from zo_objectives.readout import Decoder, Rest, Still, closed_likelihoods, narrow_likelihoods, open_likelihoods
 from zo_objectives.search.estimators import Probe, passes
 from zo_objectives.search.weights import Weights
 from zo_objectives.subsets import Subset
@@ -258,7 +258,8 @@ class TailScorer(Scorer):
             return [Choices(member) for member in values]
         sheet = known.sheet.take(indices)
         if self.tail.narrow:
-            found = narrow_likelihoods(self.tail, stacked, hidden, self.rest.at(numbers), sheet)
+            still = Still(self.tail, self.weights.stacked([REST]), hidden, self.rest.at(numbers), sheet)
+            found = narrow_likelihoods(still, stacked, [probe.part for probe in probes])
         else:
             found = open_likelihoods(self.tail, stacked, hidden, sheet)
         return [self.pool.outputs(kind, sheet, member) for member in found]

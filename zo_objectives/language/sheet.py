@@ -108,10 +108,9 @@ class Sheet:
         """How many tokens a forward pass over the sheet scores."""
         return sum(map(len, self.sequences))
 
-    def likelihoods(self, logits: Tensor, columns: Ints | None, normaliser: Tensor | None = None) -> Tensor:
+    def likelihoods(self, logits: Tensor, columns: Ints | None) -> Tensor:
         """[..., examples, options] from logits [..., sites, vocabulary], or [..., sites, len(columns)] of a closed sheet.
 
-        Those of any other sheet may be of some `columns` too, with the `normaliser` [..., sites] of the whole vocabulary.
 
         Log-likelihoods in nats (a closed sheet's lack their common normaliser); -inf where an example has fewer options.
         Differentiable in `logits`.
@@ -121,7 +120,12 @@ class Sheet:
         site = torch.from_numpy(self.read_site).to(device)
         values = logits[..., site, torch.from_numpy(token).to(device)]
         if not self.closed:
-            values = values - (torch.logsumexp(logits, dim=-1) if normaliser is None else normaliser)[..., site]
+            values = values - torch.logsumexp(logits, dim=-1)[..., site]
+        return self.summed(values)
+
+    def summed(self, values: Tensor) -> Tensor:
+        """[..., examples, options] from what is read, [..., reads]; -inf where an example has fewer options."""
+        device = values.device
         if self.weighted:
             values = values * torch.from_numpy(self.read_weight).to(device)
         total = values.new_zeros((*values.shape[:-1], len(self) * self.options)).index_add(-1, self._cells(device), values)
