@@ -33,7 +33,7 @@ bench-gpu: $(READY)
 # The metric against the loss (reports/metric): DATA holds <task>/{train,validation,test}.jsonl, MODELS the folders TinyStories-656K and all-MiniLM-L6-v2.
 DATA ?= DATA
 MODELS ?= MODELS
-STUDY = for part in study rows settle ways ways_skewed polish_ag polish_sst2 polish_mcc polish_tidy polish_e2e polish_sums text rewards e2e squad encoder; do $(BIN)/zo-objectives study reports/metric/$$part.yaml --data-dir $(DATA) --models $(MODELS) \
+STUDY = for part in study rows settle ways ways_skewed deeper polish_ag polish_sst2 polish_mcc polish_tidy polish_e2e polish_sums text rewards e2e squad encoder; do $(BIN)/zo-objectives study reports/metric/$$part.yaml --data-dir $(DATA) --models $(MODELS) \
 	--include-path reports/metric/tasks --output zo-metric/$$part $(1) || exit; done
 
 metric: $(READY)
