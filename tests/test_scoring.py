@@ -277,10 +277,20 @@ def test_a_norm_before_the_layers_is_refused() -> None:
         Trunk(lm, 2).run(passes.pad([(1, 2)], [0], 0, torch.device("cpu")))
 
 
+def test_a_model_that_goes_through_its_layers_again_is_refused() -> None:
+    lm, ids = tiny.make(), torch.tensor([[1, 2]])
+    with Trunk(lm, 2).given(torch.zeros(1, 2, 32)):
+        lm.model(input_ids=ids)
+        with pytest.raises(InputError, match=r"LlamaForCausalLM goes through its layers more than once. Use tune=all"):
+            lm.model(input_ids=ids)
+
+
 def test_several_states_a_token_are_refused() -> None:
     lm = tiny.make()
     lm.model.model.layers[-1].register_forward_hook(lambda module, inputs, output: output[:, :, None].expand(-1, -1, 4, -1))
-    with pytest.raises(InputError, match=r"LlamaForCausalLM: a token has 4 hidden states at once.*Use tune=all"):
+    with pytest.raises(
+        InputError, match=r"LlamaForCausalLM: hidden states \(1, 2, 4, 32\) are not one a token. Use tune=all"
+    ):
         Trunk(lm, tiny.DEPTH).run(passes.pad([(1, 2)], [0], 0, torch.device("cpu")))
 
 

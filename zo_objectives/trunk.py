@@ -62,7 +62,7 @@ class Trunk:
     def run(self, batch: Padded, **given: Any) -> Tensor:
         """Hidden states [B, T, d] at the cut, by a forward pass that stops there, `given` a past or (as it is) none.
 
-        Raises InputError for a model that hands on several states a token, or has no norm behind its layers.
+        Raises InputError for a model that hands on other states than one a token, or has no norm behind its layers.
         """
         found, passed = list[Tensor](), list[bool]()
         name = type(self.lm.model).__name__
@@ -95,9 +95,8 @@ class Trunk:
             raise InputError(
                 f"{name}: {self.where.norm_name!r} is no norm behind its layers. Use tune=all or pattern:REGEX."
             )
-        if found[0].dim() != 3:
-            count = found[0].shape[2:-1].numel()
-            raise InputError(f"{name}: a token has {count} hidden states at once, which cannot be stored. Use tune=all.")
+        if found[0].dim() != 3 or found[0].shape[:2] != batch.ids.shape:
+            raise InputError(f"{name}: hidden states {tuple(found[0].shape)} are not one a token. Use tune=all.")
         return found[0]
 
     def states(self, work: Pass, sequences: Sequence[Ids]) -> Tensor:
@@ -120,14 +119,26 @@ class Trunk:
 
     @contextmanager
     def given(self, states: Tensor) -> Iterator[None]:
-        """While open, the model's layers below the cut do nothing and `states` enter the first module above it."""
+        """While open, the model's layers below the cut do nothing and `states` enter the first module above it.
+
+        For one forward pass. Raises InputError in it for a model that goes through its layers more than once.
+        """
 
         def enter(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             return ((states, *inputs[1:]), named) if inputs else (inputs, named | {"hidden_states": states})
 
         parent, _, attribute = self.where.layers_name.rpartition(".")
         owner = self.lm.model.get_submodule(parent)
+        went = list[bool]()
+
+        def once(module: nn.Module, inputs: Any) -> None:
+            if went:
+                raise InputError(f"{type(self.lm.model).__name__} goes through its layers more than once. Use tune=all.")
+            went.append(True)
+
         skipped = [_Skip(layer, self._as_tuple) for layer in self.where.layers[: self.cut]]
+        for layer in skipped[:1]:
+            layer.register_forward_pre_hook(once)
         handle = self.target.register_forward_pre_hook(enter, with_kwargs=True)
         setattr(owner, attribute, nn.ModuleList([*skipped, *self.where.layers[self.cut :]]))
         try:
