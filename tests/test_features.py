@@ -22,7 +22,7 @@ from zo_objectives.batched import BatchedScorer
 from zo_objectives.cli import main
 from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError
-from zo_objectives.features import BASIS, COUNT, basis_in, leading, put_features, states_of, wanted
+from zo_objectives.features import BASIS, basis_in, leading, put_features, states_of
 from zo_objectives.language import data
 from zo_objectives.language.hf import LanguageModel, encode
 from zo_objectives.language.outputs import Choices, Example, Generations, Likelihoods, Outputs
@@ -39,7 +39,7 @@ from zo_objectives.search.schedules import constant
 from zo_objectives.search.weights import Weights
 from zo_objectives.settings import merge, task_settings
 from zo_objectives.starts import BEST
-from zo_objectives.subsets import LabelRows
+from zo_objectives.subsets import COUNT, LabelRows, wanted
 from zo_objectives.workbench import Workbench
 
 BOUND = 1e-4

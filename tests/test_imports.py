@@ -106,7 +106,7 @@ BRIDGE = {
     "study_page": "charts results study_runs study_tables verdict",
     "probing": "errors objectives outputs passes scoring sheet",
     "starts": "adapters anatomy config config_files encoder errors hf methods subsets",
-    "features": "adapters errors generation passes results scoring sheet starts subsets workbench",
+    "features": "errors generation passes results scoring sheet starts subsets workbench",
     "handover": "adapters config errors features hf journal methods probing scoring starts subsets",
     "demonstrations": "data errors hf outputs sheets",
     "adapters": "errors hf",
@@ -160,7 +160,7 @@ BRIDGE = {
     "replay": (
         "adapters building config config_files errors features handover hf journal results selection starts subsets weights"
     ),
-    "compare": "config errors features methods report results run selection settings starts tasks workbench",
+    "compare": "config errors methods report results run selection settings starts tasks workbench",
     "validate": "config data errors hf methods objectives outputs prepare settings sheets tasks",
     "batched": "estimators generation members outputs overlay passes scoring sheet trunk weights",
     "bench_language": (

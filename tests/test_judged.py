@@ -25,6 +25,7 @@ from zo_objectives.language.objectives import (
     resolve,
     weighted,
 )
+from zo_objectives.results import History, read_history
 
 SMALL: dict[str, Any] = {
     "tune": "head", "steps": 4, "batch": 8, "directions": 1, "scale": 0.3, "evaluations": 2, "n_train": 32,
@@ -201,10 +202,26 @@ def test_a_function_that_was_mended_goes_on_and_one_that_was_changed_later_is_to
 
 
 def test_a_run_of_an_earlier_version_is_shown_as_before(tmp_path: Path) -> None:
-    tuned(tmp_path, accuracy)
+    first = tuned(tmp_path, accuracy)
+    assert json.loads((tmp_path / JUDGED).read_text())["objective"]["name"] == "accuracy"
     (tmp_path / JUDGED).unlink()
-    tuned(tmp_path, accuracy)
-    assert not (tmp_path / JUDGED).exists() or json.loads((tmp_path / JUDGED).read_text())["objective"]["name"] == "accuracy"
+    assert tuned(tmp_path, accuracy).results.equals(first.results) and not (tmp_path / JUDGED).exists()
+
+
+def test_a_budget_stands_for_steps(tmp_path: Path) -> None:
+    given = {name: value for name, value in SMALL.items() if name != "steps"}
+    done = tune("reviews", budget=7, output=tmp_path, show=False, **given)
+    assert set(done.results["forwards"]) == {6}
+    with pytest.raises(InputError, match="steps=4 and budget=7 say the same"):
+        tuned(tmp_path, budget=7)
+
+
+def test_validation_is_looked_at_no_more_often_than_asked(tmp_path: Path) -> None:
+    done = tuned(tmp_path, steps=7, evaluations=3)
+    rows = read_history(done.folder / "history.csv")
+    assert [row.step for row in rows if row.validation is not None] == [0, 3, 6, 7]
+    History(done.folder / "history.csv", keep=7)  # as a run that goes on
+    assert repr(read_history(done.folder / "history.csv")) == repr(rows)
 
 
 @pytest.mark.parametrize("command", [["compare", "reviews", "--methods", "zo", "--seeds", "1"], ["sweep", "reviews"]])

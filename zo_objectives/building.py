@@ -13,7 +13,7 @@ from zo_objectives.config import RunConfig
 from zo_objectives.config_files import identity
 from zo_objectives.draws import Signal
 from zo_objectives.errors import InputError, unknown
-from zo_objectives.features import FEATURES, put_features
+from zo_objectives.features import put_features
 from zo_objectives.language import hf
 from zo_objectives.losses import cross_entropy
 from zo_objectives.results import versions
@@ -31,7 +31,7 @@ from zo_objectives.search.rules import make_rule
 from zo_objectives.search.shaping import SLOPES, shaping
 from zo_objectives.search.stores import STORES
 from zo_objectives.search.weights import Weights
-from zo_objectives.subsets import Subset
+from zo_objectives.subsets import FEATURES, Subset
 from zo_objectives.workbench import Workbench
 
 PARTS = 16  # of a direction at most: more label rows share one, so that a step takes no more than so many times the scores

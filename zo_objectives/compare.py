@@ -14,7 +14,6 @@ import pandas as pd
 
 from zo_objectives.config import RunConfig, make_config
 from zo_objectives.errors import InputError, Unfit
-from zo_objectives.features import wanted
 from zo_objectives.language.tasks import TaskSpec, load_task, task_files
 from zo_objectives.methods import METHODS, PROBING, in_all_stages, method_settings, named, stages
 from zo_objectives.report import write_report
@@ -67,8 +66,6 @@ def plan_runs(
         def settled(method: str, seed: int, given: Settings = given, task: str = task) -> RunConfig:
             config = make_config(in_all_stages(method_settings(given, method), task=task, seed=seed))
             check(config)
-            for stage in config.stages:
-                wanted(stage.tuned)
             return config if budget is None else with_budget(config, budget)
 
         for method in methods:

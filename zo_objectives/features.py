@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zo_objectives.adapters import forms
 from zo_objectives.errors import InputError
 from zo_objectives.language.generation import generate
 from zo_objectives.language.passes import plan, site_states
@@ -28,28 +27,14 @@ from zo_objectives.language.sheet import Read, Sheet, make_sheet
 from zo_objectives.results import read_history
 from zo_objectives.scoring import Indices, Kind, Pool
 from zo_objectives.starts import save_weights
-from zo_objectives.subsets import LabelRows, with_features
+from zo_objectives.subsets import LabelRows, wanted, with_features
 from zo_objectives.workbench import Workbench
 
-FEATURES = "features"  # the form in a `tune` text
 BASIS = "basis.safetensors"  # in a run's folder
-COUNT = 48  # directions where the text names no number
 EXAMPLES = 2048  # whose states the directions are those of, at most
 ROUNDING = 1e-9  # of the square of the states: a variance that is none
 RIDGE = 1e-3  # of the mean variance: how much an offset may follow directions in which nothing varies
 States = NDArray[np.float64]
-
-
-def wanted(tune: str) -> int:
-    """How many directions a `tune` text asks for; 0 where it does not name features. Raises InputError."""
-    found = [spec for form, spec in forms(tune) if form == FEATURES]
-    if not found:
-        return 0
-    if "head" in [form for form, _ in forms(tune)]:
-        raise InputError(f"tune={tune}: head and features both move the label rows. Take one of them.")
-    if len(found) > 1 or (found[0] and not (found[0].isdigit() and int(found[0]) > 0)):
-        raise InputError(f"tune={tune}: give features or features:K with a number of directions, as in features:48.")
-    return int(found[0] or COUNT)
 
 
 def leading(states: States, count: int) -> Tensor:

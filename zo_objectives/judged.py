@@ -16,6 +16,7 @@ from zo_objectives.results import write_atomically
 
 JUDGED = "judged.json"
 CHANGED = "The code of {name} was changed after the run had begun: steps before that were scored by the code as it was."
+ELSEWHERE = "Choose another output, or remove that folder."
 Record = dict[str, Any]
 
 
@@ -52,9 +53,6 @@ def keep(output: Path, config: RunConfig, own: Objective | None, *, begun: bool,
             write_atomically(path, json.dumps(kept, indent=1) + "\n")
     notes: list[str] = kept["notes"]
     return notes
-
-
-ELSEWHERE = "Choose another output, or remove that folder."
 
 
 def _called(name: str | None) -> str:

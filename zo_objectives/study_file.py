@@ -172,7 +172,8 @@ def read_study(path: Path) -> Study:
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        told = [e for e in error.errors() if not _follows(e, error.errors())]
+        errors = error.errors()
+        told = [e for e in errors if not _follows(e, errors)]
         raise InputError(f"{path}: {'; '.join(map(_explain, told))}.") from error
 
 

@@ -22,6 +22,8 @@ from zo_objectives.language.anatomy import Anatomy, anatomy
 from zo_objectives.language.hf import LanguageModel
 from zo_objectives.search.geometry import root_mean_square
 
+FEATURES = "features"  # the form that moves label rows along directions
+COUNT = 48  # directions where the text names no number
 FORMS = ("all", "head", "features:K", "norms", "layers:A-B", "pattern:REGEX", *ADAPTERS)
 LOCATED = ("head", "features", "layers", "norms", "pattern")  # for which it pays, or is needed, to know where things are
 ZERO_GAIN = 0.02  # the gain of a tensor of zeros: the usual standard deviation of a fresh weight
@@ -137,6 +139,18 @@ def plain_names(lm: LanguageModel, names: Iterable[str]) -> dict[str, str]:
     return {n: n.replace(f"{head}.head.", f"{head}.").replace(".base_layer.", ".") for n in kept}
 
 
+def wanted(tune: str) -> int:
+    """How many directions a `tune` text asks for; 0 where it does not name features. Raises InputError."""
+    found = [spec for form, spec in forms(tune) if form == FEATURES]
+    if not found:
+        return 0
+    if "head" in [form for form, _ in forms(tune)]:
+        raise InputError(f"tune={tune}: head and features both move the label rows. Take one of them.")
+    if len(found) > 1 or (found[0] and not (found[0].isdigit() and int(found[0]) > 0)):
+        raise InputError(f"tune={tune}: give features or features:K with a number of directions, as in features:48.")
+    return int(found[0] or COUNT)
+
+
 def check(tune: str) -> None:
     """Raises InputError for a `tune` text that no model could have."""
     for form, spec in forms(tune):
@@ -144,6 +158,7 @@ def check(tune: str) -> None:
             raise unknown("subset to tune", form, FORMS)
         if form == "pattern":
             _regex(spec)
+    wanted(tune)
 
 
 def select(lm: LanguageModel, tune: str, tokens: Sequence[int]) -> Subset:
