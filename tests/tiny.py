@@ -77,19 +77,21 @@ def masked_tokenizer(family: str) -> PreTrainedTokenizerFast:
         trainer: Any = trainers.BpeTrainer(
             vocab_size=300, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
         )
+        words.train_from_iterator(LINES, trainer)
         names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
         names |= {"bos_token": "<s>", "eos_token": "</s>"}
         mask: Any = AddedToken("<mask>", lstrip=True)
     else:
         specials = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
-        words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        text = "".join(LINES).lower()
+        letters, whole = sorted({*text} - {" ", "\n"}), sorted(set(re.findall(r"\w{2,}", text)))
+        pieces = [*specials, *whole, *letters, *(f"##{letter}" for letter in letters)]
+        words = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
         words.normalizer = normalizers.BertNormalizer()
         words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         words.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=specials, show_progress=False)
         names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
         mask = "[MASK]"
-    words.train_from_iterator(LINES, trainer)
     first, last = names["cls_token"], names["sep_token"]
     ends = [(t, words.token_to_id(t)) for t in (first, last)]
     words.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", special_tokens=ends)
